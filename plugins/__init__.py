@@ -1,0 +1,1 @@
+"""Second floor: the drafters, the contract they keep, their registry and their configuration."""

@@ -1,0 +1,140 @@
+"""Configuration: from a dict, a JSON string or a YAML file to a validated drafter's settings.
+
+The same mapping everywhere, flat: `drafter` names the drafter, the reserved sections `generate` and `vllm` hold
+what belongs to a runtime, and every other key is a setting of the drafter:
+
+    drafter: suffix_automaton
+    max_tokens: 12
+    memory: 2GiB
+    vllm:
+      log_interval: 10
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from freedraft.retrieval.errors import ConfigError
+
+DEFAULT_DRAFTER = "suffix_automaton"
+RUNTIME_SECTIONS = ("generate", "vllm")
+ENVIRONMENT_VARIABLE = "FREEDRAFT_CONFIG"
+
+
+class Settings(BaseModel):
+    """Base of every settings model: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DrafterSettings(Settings):
+    """Base of every drafter's settings."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A parsed configuration.
+
+    Attributes:
+        drafter: the drafter's registered name.
+        settings: the drafter's own settings, not yet validated: its model does that in `registry.make_drafter`.
+        sections: the runtimes' sections by name (`generate`, `vllm`), likewise.
+    """
+
+    drafter: str = DEFAULT_DRAFTER
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def parse_config(source: Config | Mapping[str, Any] | str | os.PathLike[str] | None) -> Config:
+    """Read a configuration from a mapping, a JSON object in a string, or the path of a YAML (or JSON) file.
+
+    A mapping with the key `config` and nothing else stands for the file that it names. None gives the defaults.
+
+    Raises:
+        ConfigError: unreadable file, not a mapping, or a section that is not a mapping.
+    """
+    if source is None:
+        return Config()
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, Mapping):
+        return _from_mapping(source, "configuration")
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        try:
+            return _from_mapping(json.loads(source), "configuration (JSON string)")
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"configuration: not valid JSON: {error}") from error
+    return _from_file(Path(source))
+
+
+def validate_settings(model: type[SettingsT], values: Mapping[str, Any], where: str) -> SettingsT:
+    """Validate `values` with a settings model.
+
+    Raises:
+        ConfigError: one line for each bad key: the path to it, what was given and what is allowed.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, item, where) for item in error.errors())) from error
+    except TypeError as error:
+        raise ConfigError(f"{where}: keys must be strings: {error}") from error
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def _from_file(path: Path) -> Config:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path}: {error}") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration file {path}: not valid YAML: {error}") from error
+    if content is None:
+        return Config()
+    return _from_mapping(content, f"configuration file {path}")
+
+
+def _from_mapping(mapping: Any, where: str) -> Config:
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of settings, got {type(mapping).__name__}")
+    if set(mapping) == {"config"}:
+        if not isinstance(mapping["config"], str | os.PathLike):
+            raise ConfigError(f"{where}: config: expected the path of a file, got {mapping['config']!r}")
+        return _from_file(Path(mapping["config"]))
+    values = dict(mapping)
+    drafter = values.pop("drafter", DEFAULT_DRAFTER)
+    if not isinstance(drafter, str):
+        raise ConfigError(f"{where}: drafter: expected a name, got {drafter!r}")
+    sections = {}
+    for name in RUNTIME_SECTIONS:
+        section = values.pop(name, None)
+        if section is None:
+            section = {}
+        if not isinstance(section, Mapping):
+            raise ConfigError(f"{where}: {name}: expected a mapping of settings, got {section!r}")
+        sections[name] = section
+    return Config(drafter, values, sections)
+
+
+def _explain(model: type[Settings], item: Any, where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = sorted(model.model_fields)
+        close = get_close_matches(str(item["loc"][-1]), known, n=1) if len(item["loc"]) == 1 else []
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{where}: {path}: unknown setting; {hint}allowed: {', '.join(known) or 'none'}"
+    return f"{where}: {path}: {item['msg']}, got {item['input']!r}"
