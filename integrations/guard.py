@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-
 from freedraft.plugins.base import Drafter, Drafts, Feedback
 from freedraft.retrieval.ragged import Int32, Int64
+from numpy.typing import NDArray
 
 logger = logging.getLogger("freedraft")
 
@@ -43,8 +42,8 @@ class Guard:
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """As `Drafter.open`; never raises."""
         slots = self._take(len(offsets) - 1)
-        opened = self._attempt(lambda: self.drafter.open(prompts, offsets))
-        self._inner[slots] = RETIRED if opened is None else opened
+        none = np.full(len(slots), RETIRED, np.int64)
+        self._inner[slots] = self._attempt(none, self.drafter.open, prompts, offsets)
         return slots
 
     def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
@@ -56,17 +55,18 @@ class Guard:
             lengths = np.diff(offsets)
             tokens, slots = tokens[np.repeat(live, lengths)], slots[live]
             offsets = np.concatenate([[0], np.cumsum(lengths[live])]).astype(np.int64)
-        inner = self._inner[slots]
-        if self._attempt(lambda: self.drafter.extend(inner, tokens, offsets) or True) is None:
+        errors = self.errors
+        self._attempt(None, self.drafter.extend, self._inner[slots], tokens, offsets)
+        if self.errors > errors:
             self._retire(slots)
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
         """As `Drafter.draft`; no draft for retired slots, nor for any when the drafter fails."""
         live = ~self.retired(slots)
-        inner = self._inner[slots[live]]
-        drafts = self._attempt(lambda: self.drafter.draft(inner, budget[live])) if live.any() else None
-        if drafts is None:
+        if not live.any():
             return Drafts.empty(len(slots))
+        nothing = Drafts.empty(int(live.sum()))
+        drafts = self._attempt(nothing, self.drafter.draft, self._inner[slots[live]], budget[live])
         if live.all():
             return drafts
         lengths = np.zeros(len(slots), np.int64)
@@ -77,7 +77,7 @@ class Guard:
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`; never raises. Skipped when any of the slots is retired."""
         if self.feedback and not self.retired(slots).any():
-            self._attempt(lambda: self.drafter.observe(self._inner[slots], feedback) or True)
+            self._attempt(None, self.drafter.observe, self._inner[slots], feedback)
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; never raises."""
@@ -101,13 +101,13 @@ class Guard:
         inner = self._inner[live]
         self._inner[live] = RETIRED
         if len(inner):
-            self._attempt(lambda: self.drafter.close(inner) or True)
+            self._attempt(None, self.drafter.close, inner)
 
-    def _attempt(self, call: Callable[[], T]) -> T | None:
+    def _attempt(self, otherwise: T, call: Callable[..., T], *arguments: object) -> T:
         try:
-            return call()
+            return call(*arguments)
         except Exception:
             self.errors += 1
             if self.errors == 1:
                 logger.exception("freedraft: the drafter failed; decoding goes on without its drafts (logged once)")
-            return None
+            return otherwise

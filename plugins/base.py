@@ -7,13 +7,9 @@ from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freedraft.plugins.config import DrafterSettings
-from freedraft.retrieval.ragged import Int32, Int64
-
-Float32 = NDArray[np.float32]
-UInt8 = NDArray[np.uint8]
+from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 FeedbackKind = Literal["accepted", "argmax", "top_k"]
 """What a drafter can ask to be told after verification."""

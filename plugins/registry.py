@@ -32,11 +32,14 @@ def drafter_class(name: str) -> type[Drafter]:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"drafter: unknown drafter {name!r}; {hint}installed: {', '.join(sorted(installed))}")
     loaded = installed[name].load()
-    missing = [member for member in ("Settings", "feedback", "open", "extend", "draft", "observe", "close")
-               if not hasattr(loaded, member)]
+    missing = [
+        member
+        for member in ("Settings", "feedback", "open", "extend", "draft", "observe", "close")
+        if not hasattr(loaded, member)
+    ]
     if missing:
         raise ConfigError(f"drafter {name!r}: {installed[name].value} is not a Drafter: it lacks {', '.join(missing)}")
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def make_drafter(name: str, settings: Mapping[str, Any] | None = None) -> Drafter:

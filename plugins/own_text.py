@@ -1,0 +1,82 @@
+"""What drafters over a sequence's own text share: they keep its suffix automaton and read it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import ByteSize, Field
+
+from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
+from freedraft.plugins.config import DrafterSettings
+from freedraft.retrieval.automaton import SuffixAutomata
+from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.growth import BAD_SLOT
+from freedraft.retrieval.ragged import Int32, Int64
+
+
+class OwnTextSettings(DrafterSettings):
+    """Settings of the memory that the automata of all sequences share."""
+
+    memory: ByteSize = Field(
+        ByteSize(2**30),
+        ge=2**20,
+        le=2**33,
+        description="Bytes that all sequences' automata may take together, about 60 a token; the system hands them out "
+        "as they are used. A sequence that finds none left stops learning, and drafts from what it has.",
+    )
+    max_length: int = Field(2**20, ge=1, le=2**23, description="Tokens that one sequence learns before it stops.")
+
+
+class OwnText:
+    """The half of a drafter that keeps the automata: `open`, `extend`, `close`, and no wish for feedback."""
+
+    feedback: ClassVar[frozenset[FeedbackKind]] = frozenset()
+
+    def __init__(self, settings: OwnTextSettings) -> None:
+        self.automata = SuffixAutomata(memory=int(settings.memory), max_length=settings.max_length)
+
+    def open(self, prompts: Int32, offsets: Int64) -> Int64:
+        """As `Drafter.open`; errors as `SuffixAutomata.open`."""
+        return self.automata.open(prompts, offsets)
+
+    def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
+        """As `Drafter.extend`; errors as `SuffixAutomata.extend`."""
+        self.automata.extend(slots, tokens, offsets)
+
+    def observe(self, slots: Int64, feedback: Feedback) -> None:
+        """Nothing to learn: the committed text says it all."""
+
+    def close(self, slots: Int64) -> None:
+        """As `Drafter.close`; errors as `SuffixAutomata.close`."""
+        self.automata.close(slots)
+
+
+def chains(kernel: Any, automata: SuffixAutomata, slots: Int64, budget: Int32, longest: int, *options: Any) -> Drafts:
+    """Run a kernel that writes one chain a sequence, and wrap what it wrote.
+
+    Args:
+        kernel: `kernel(words, sequences, slots, budget, longest, tokens, parents, probability, offsets, *options)`; it
+            fills the ragged arrays from the left.
+        longest: no row is longer, whatever its budget.
+
+    Raises:
+        InputError: a slot that is not open, or not one budget a slot.
+    """
+    if len(budget) != len(slots):
+        raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+    arrays = automata.arrays
+    rows = len(slots)
+    space = rows * longest
+    tokens = np.empty(space, np.int32)
+    parents = np.empty(space, np.int32)
+    probability = np.empty(space, np.float32)
+    offsets = np.empty(rows + 1, np.int64)
+    status = kernel(
+        arrays.words, arrays.sequences, slots, budget, longest, tokens, parents, probability, offsets, *options
+    )
+    if status == BAD_SLOT:
+        raise InputError(f"slots: expected open ones, got {slots}")
+    used = offsets[rows]
+    source = np.full(used, Source.OWN_TEXT, np.uint8)
+    return Drafts(tokens[:used], parents[:used], probability[:used], source, offsets)
