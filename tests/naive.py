@@ -115,3 +115,50 @@ def de_bruijn(symbols: int, order: int) -> list[int]:
 
     extend(1, 1)
     return result
+
+
+def suffix_draft(
+    text: Sequence[int],
+    budget: int,
+    *,
+    contexts_tried: int,
+    min_match: int = 1,
+    min_probability: float = 0.0,
+    tokens_per_match: float | None = None,
+    min_expected: float = 0.0,
+) -> tuple[list[int], list[float]]:
+    """The likeliest continuation of the best of the longest contexts, with its cumulative probabilities."""
+    whole = tuple(text)
+    n = len(whole)
+
+    def all_ends(string: tuple[int, ...]) -> list[int]:
+        return [e for e in range(len(string) - 1, n) if whole[e - len(string) + 1 : e + 1] == string]
+
+    def estimate(context: Context, matched: int) -> float:
+        return context.continuations[context.likeliest] / (context.count + 1 / matched)
+
+    tried = [c for c in contexts(whole)[:contexts_tried] if c.length >= min_match]
+    if not tried:
+        return [], []
+    best = max(tried, key=lambda c: estimate(c, c.length))
+    string = whole[n - best.length :]
+    most = budget if tokens_per_match is None else min(budget, int(tokens_per_match * best.length))
+    tokens: list[int] = []
+    probabilities: list[float] = []
+    likelihood = 1.0
+    while len(tokens) < most and string:
+        context = Context(len(string), tuple(e for e in all_ends(string) if e < n - 1), whole)
+        likelihood *= min(1.0, estimate(context, len(string)))
+        if likelihood < min_probability:
+            break
+        tokens.append(context.likeliest)
+        probabilities.append(likelihood)
+        string = (*string, context.likeliest)
+        while string and not [e for e in all_ends(string) if e < n - 1]:
+            # What only ends the text has no continuation: on to the longest suffix that occurs more often.
+            ends = len(all_ends(string))
+            while string and len(all_ends(string)) == ends:
+                string = string[1:]
+    if sum(probabilities) < min_expected:
+        return [], []
+    return tokens, probabilities
