@@ -22,7 +22,7 @@ class Source(IntEnum):
     OWN_TEXT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Drafts:
     """Draft tokens for a batch of n sequences, t tokens in all; row i is `offsets[i]:offsets[i + 1]`.
 

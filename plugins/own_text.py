@@ -14,6 +14,16 @@ from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.growth import BAD_SLOT
 from freedraft.retrieval.ragged import Int32, Int64
 
+# As a plain number: an enum member costs a microsecond to convert, at every step.
+OWN_TEXT = int(Source.OWN_TEXT)
+
+
+# A context of m tokens gets ESCAPE / m escape counts. Of 0.5 to 6, 3 had the least log loss on text that is nobody's
+# benchmark, 330,000 tokens of the Python standard library's sources and of packages' descriptions: there, what had
+# followed once was right after 1, 2, 4, 8 and 20 matched tokens in 20, 46, 63, 81 and 85 % of cases, and this gives
+# 25, 40, 57, 73 and 87 %.
+ESCAPE = 3.0
+
 
 class OwnTextSettings(DrafterSettings):
     """Settings of the memory that the automata of all sequences share."""
@@ -77,6 +87,7 @@ def chains(kernel: Any, automata: SuffixAutomata, slots: Int64, budget: Int32, l
     )
     if status == BAD_SLOT:
         raise InputError(f"slots: expected open ones, got {slots}")
-    used = offsets[rows]
-    source = np.full(used, Source.OWN_TEXT, np.uint8)
+    used = int(offsets[rows])
+    source = np.empty(used, np.uint8)
+    source.fill(OWN_TEXT)
     return Drafts(tokens[:used], parents[:used], probability[:used], source, offsets)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.own_text import OwnText, OwnTextSettings, chains
+from freedraft.plugins.own_text import ESCAPE, OwnText, OwnTextSettings, chains
 from freedraft.retrieval.edges import BEST_BITS, LENGTH, LINK, ORIGIN, RECENT, STATE_WORDS
 from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_LENGTH, HEAD_MATCH, HEAD_MATCH_LENGTH, is_open, text_at
 from freedraft.retrieval.jit import kernel
@@ -38,8 +38,8 @@ class PromptLookup(OwnText):
     The n-gram is the longest of `min_match` to `max_match` tokens that ends the text and occurred before. What followed
     that occurrence is copied; a copy that reaches the end of the text goes on into what it has copied, as in LZ77.
 
-    Its probabilities are the plain estimate that a copy which matched m tokens goes on with probability m / (m + 1), so
-    that j tokens are accepted with probability m / (m + j).
+    Its probabilities are those of one occurrence in `suffix_automaton`: a copy that has matched m tokens is right about
+    the next with probability 1 / (1 + ESCAPE / m).
     """
 
     Settings: ClassVar[type[PromptLookupSettings]] = PromptLookupSettings
@@ -87,11 +87,13 @@ def copy_batch(
                 state = states[state, LINK]
             end = states[state, ORIGIN] >> BEST_BITS if earliest else states[state, RECENT]
             length = header[HEAD_LENGTH]
+            likelihood = 1.0
             for i in range(min(longest, budget[row])):
                 at = end + 1 + i
                 tokens[used] = text_at(words, header, at) if at < length else tokens[used - (length - end - 1)]
                 parents[used] = i - 1
-                probability[used] = np.float32(matched / (matched + i + 1))
+                likelihood /= 1.0 + ESCAPE / (matched + i)
+                probability[used] = np.float32(likelihood)
                 used += 1
         offsets[row + 1] = used
     return FINE

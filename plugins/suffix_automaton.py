@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.own_text import OwnText, OwnTextSettings, chains
+from freedraft.plugins.own_text import ESCAPE, OwnText, OwnTextSettings, chains
 from freedraft.retrieval.contexts import likeliest_times
 from freedraft.retrieval.edges import COUNT, LENGTH, LINK, NO_TOKEN, STATE_WORDS, TARGET, TOKEN
 from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_MATCH, HEAD_MATCH_LENGTH, is_open
@@ -45,8 +45,8 @@ class SuffixAutomaton(OwnText):
     starts from the one that predicts its next token best.
 
     A token that followed a context b of n times, the context being m tokens long, is given probability
-    b / (n + 1/m): an escape count (Cleary and Witten 1984, "Data compression using adaptive coding and partial string
-    matching") that shrinks as the match grows. What was seen once after m tokens gets m / (m + 1).
+    b / (n + ESCAPE / m): an escape count (Cleary and Witten 1984, "Data compression using adaptive coding and partial
+    string matching") that shrinks as the match grows.
     """
 
     Settings: ClassVar[type[SuffixAutomatonSettings]] = SuffixAutomatonSettings
@@ -102,7 +102,7 @@ def follow_batch(
             if state == 0 or matched < min_match:
                 break
             if states[state, COUNT] != 0:
-                likelihood = likeliest_times(states, header, state) / (states[state, COUNT] + 1.0 / matched)
+                likelihood = likeliest_times(states, header, state) / (states[state, COUNT] + ESCAPE / matched)
                 if likelihood > best_likelihood:
                     best_state, best_matched, best_likelihood = state, matched, likelihood
             state = states[state, LINK]
@@ -114,7 +114,7 @@ def follow_batch(
         start = used
         likelihood, expected = 1.0, 0.0
         while state != 0 and used - start < most:
-            likelihood *= min(1.0, likeliest_times(states, header, state) / (states[state, COUNT] + 1.0 / matched))
+            likelihood *= min(1.0, likeliest_times(states, header, state) / (states[state, COUNT] + ESCAPE / matched))
             if likelihood < min_probability:
                 break
             tokens[used] = states[state, TOKEN]

@@ -122,6 +122,7 @@ def suffix_draft(
     budget: int,
     *,
     contexts_tried: int,
+    escape: float,
     min_match: int = 1,
     min_probability: float = 0.0,
     tokens_per_match: float | None = None,
@@ -135,7 +136,7 @@ def suffix_draft(
         return [e for e in range(len(string) - 1, n) if whole[e - len(string) + 1 : e + 1] == string]
 
     def estimate(context: Context, matched: int) -> float:
-        return context.continuations[context.likeliest] / (context.count + 1 / matched)
+        return context.continuations[context.likeliest] / (context.count + escape / matched)
 
     tried = [c for c in contexts(whole)[:contexts_tried] if c.length >= min_match]
     if not tried:

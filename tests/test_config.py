@@ -123,7 +123,7 @@ class TestRegistry:
         assert type(registry.make_drafter("theirs", {"memory": "4MiB"})).__name__ == "Theirs"
         # Nobody can take one of our names.
         assert registry.drafter_class("prompt_lookup") is PromptLookup
-        with pytest.raises(ConfigError, match="broken.*is not a Drafter"):
+        with pytest.raises(ConfigError, match=r"broken.*is not a Drafter"):
             registry.make_drafter("broken")
 
     def test_our_entry_points_load(self):

@@ -37,7 +37,9 @@ def test_batch_with_empty_rows_and_budgets():
     slots = made.open(*ragged([[1, 2, 3, 1, 2], [], [7, 8, 9], [4, 5, 6, 4, 5]]))
     drafts = made.draft(slots, np.array([4, 4, 4, 1], np.int32))
     assert [drafts.tokens[drafts.row(i)].tolist() for i in range(4)] == [[3, 1, 2, 3], [], [], [6]]
-    assert drafts.probability[:4] == pytest.approx([2 / 3, 2 / 4, 2 / 5, 2 / 6])
+    assert drafts.probability[:4] == pytest.approx(
+        [2 / 5, 2 / 5 * 3 / 6, 2 / 5 * 3 / 6 * 4 / 7, 2 / 5 * 3 / 6 * 4 / 7 * 5 / 8]
+    )
 
 
 def test_max_tokens_bounds_the_budget():

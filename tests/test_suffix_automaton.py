@@ -11,6 +11,7 @@ import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.suffix_automaton import CONTEXTS_TRIED
 from freedraft.retrieval.growth import CHAIN_CAP
@@ -39,7 +40,7 @@ def test_equals_naive(text, budget, options):
     assume(all(len(naive.contexts(text[:n])) < CHAIN_CAP for n in range(len(text) + 1)))
     made = drafter(**options)
     drafts = made.draft(made.open(*ragged([text])), np.array([budget], np.int32))
-    tokens, probabilities = naive.suffix_draft(text, budget, contexts_tried=CONTEXTS_TRIED, **options)
+    tokens, probabilities = naive.suffix_draft(text, budget, contexts_tried=CONTEXTS_TRIED, escape=ESCAPE, **options)
     assert drafts.tokens.tolist() == tokens
     assert drafts.probability == pytest.approx(probabilities, rel=1e-5)
     assert drafts.parents.tolist() == list(range(-1, len(tokens) - 1))
@@ -75,7 +76,7 @@ def test_a_run_and_a_period_are_drafted_on():
 
 def test_defaults_do_not_draft_on_a_weak_match():
     made = make_drafter("suffix_automaton", {"memory": "4MiB"})
-    # One token matched once: half a token is expected, which does not pay.
+    # One token matched once: less than half a token is expected, which does not pay.
     weak = [5, 6, 7, 8, 5]
     strong = [*range(100, 120), *range(100, 110)]
     slots = made.open(*ragged([weak, strong]))
