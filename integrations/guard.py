@@ -1,15 +1,18 @@
-"""Fail open: a drafter's exception never reaches the runtime."""
+"""Fail open: a drafter's exception, or a draft that breaks the contract, never reaches the runtime."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from freedraft.plugins.base import Drafter, Drafts, Feedback
-from freedraft.retrieval.ragged import Int32, Int64
 from numpy.typing import NDArray
+
+from freedraft.plugins.base import Drafter, Drafts, Feedback
+from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64
 
 logger = logging.getLogger("freedraft")
 
@@ -20,14 +23,19 @@ T = TypeVar("T")
 class Guard:
     """A drafter with the same methods, whose failures are counted, logged once, and answered with no draft.
 
+    A failure is an exception, or an answer that breaks the contract of `Drafter`: drafts that are malformed, longer
+    than their budget or outside the vocabulary.
+
     After a failed `open` or `extend` nobody knows what the drafter holds for the sequences of that call. Their slots
     are retired: the drafter is asked to close them, `draft` is empty for them from then on, and `retired` tells the
     runtime which to close and open anew, if it wants to. A failed `draft` or `observe` changes no text, so it
     retires nothing.
 
-    Slots here are the guard's own, so that one stays valid when the drafter's is gone.
+    Slots here are the guard's own, so that one stays valid when the drafter's is gone. Calls from several threads
+    wait for one another: a drafter need not be safe for them.
 
     Attributes:
+        drafter: the drafter.
         feedback: as the drafter's.
         errors: the number of calls that failed.
     """
@@ -38,36 +46,47 @@ class Guard:
         self.errors = 0
         self._inner: Int64 = np.empty(0, np.int64)
         self._free: list[int] = []
+        self._lock = threading.RLock()
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """As `Drafter.open`; never raises."""
-        slots = self._take(len(offsets) - 1)
-        none = np.full(len(slots), RETIRED, np.int64)
-        self._inner[slots] = self._attempt(none, self.drafter.open, prompts, offsets)
-        return slots
+        with self._lock:
+            slots = self._take(len(offsets) - 1)
+            opened = self._attempt(lambda: _checked_slots(self.drafter.open(prompts, offsets), len(slots)))
+            self._inner[slots] = RETIRED if opened is None else opened
+            return slots
 
     def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
         """As `Drafter.extend`; never raises."""
-        live = ~self.retired(slots)
-        if not live.any():
-            return
-        if not live.all():
-            lengths = np.diff(offsets)
-            tokens, slots = tokens[np.repeat(live, lengths)], slots[live]
-            offsets = np.concatenate([[0], np.cumsum(lengths[live])]).astype(np.int64)
-        errors = self.errors
-        self._attempt(None, self.drafter.extend, self._inner[slots], tokens, offsets)
-        if self.errors > errors:
-            self._retire(slots)
+        with self._lock:
+            live = ~self.retired(slots)
+            if not live.any():
+                return
+            if not live.all():
+                lengths = np.diff(offsets)
+                tokens, slots = tokens[np.repeat(live, lengths)], slots[live]
+                offsets = np.concatenate([[0], np.cumsum(lengths[live])]).astype(np.int64)
+            inner = self._inner[slots]
+            if not self._ran(lambda: self.drafter.extend(inner, tokens, offsets)):
+                self._retire(slots)
 
-    def draft(self, slots: Int64, budget: Int32) -> Drafts:
-        """As `Drafter.draft`; no draft for retired slots, nor for any when the drafter fails."""
-        live = ~self.retired(slots)
-        if not live.any():
+    def draft(self, slots: Int64, budget: Int32, vocabulary: int = MAX_TOKEN + 1) -> Drafts:
+        """As `Drafter.draft`; no draft for retired slots, nor for any when the drafter fails.
+
+        Args:
+            slots: int64 `(n,)`.
+            budget: int32 `(n,)`.
+            vocabulary: no token id is this or higher.
+        """
+        with self._lock:
+            live = ~self.retired(slots)
+            if not live.any():
+                return Drafts.empty(len(slots))
+            inner, limits = (self._inner[slots], budget) if live.all() else (self._inner[slots[live]], budget[live])
+            drafts = self._attempt(lambda: _checked_drafts(self.drafter.draft(inner, limits), limits, vocabulary))
+        if drafts is None:
             return Drafts.empty(len(slots))
-        nothing = Drafts.empty(int(live.sum()))
-        drafts = self._attempt(nothing, self.drafter.draft, self._inner[slots[live]], budget[live])
-        if live.all():
+        if len(inner) == len(slots):
             return drafts
         lengths = np.zeros(len(slots), np.int64)
         lengths[live] = np.diff(drafts.offsets)
@@ -76,13 +95,15 @@ class Guard:
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`; never raises. Skipped when any of the slots is retired."""
-        if self.feedback and not self.retired(slots).any():
-            self._attempt(None, self.drafter.observe, self._inner[slots], feedback)
+        with self._lock:
+            if self.feedback and not self.retired(slots).any():
+                self._ran(lambda: self.drafter.observe(self._inner[slots], feedback))
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; never raises."""
-        self._retire(slots)
-        self._free.extend(slots.tolist())
+        with self._lock:
+            self._retire(slots)
+            self._free.extend(slots.tolist())
 
     def retired(self, slots: Int64) -> NDArray[np.bool_]:
         """Bool `(n,)`: which of the slots lost their sequence to a failure."""
@@ -101,13 +122,54 @@ class Guard:
         inner = self._inner[live]
         self._inner[live] = RETIRED
         if len(inner):
-            self._attempt(None, self.drafter.close, inner)
+            self._ran(lambda: self.drafter.close(inner))
 
-    def _attempt(self, otherwise: T, call: Callable[..., T], *arguments: object) -> T:
+    def _ran(self, call: Callable[[], None]) -> bool:
+        def told() -> bool:
+            call()
+            return True
+
+        return self._attempt(told) is not None
+
+    def _attempt(self, call: Callable[[], T]) -> T | None:
         try:
-            return call(*arguments)
+            return call()
         except Exception:
             self.errors += 1
             if self.errors == 1:
                 logger.exception("freedraft: the drafter failed; decoding goes on without its drafts (logged once)")
-            return otherwise
+            return None
+
+
+def _checked_slots(slots: Int64, rows: int) -> Int64:
+    if np.shape(slots) != (rows,) or np.asarray(slots).dtype.kind not in "iu" or (np.asarray(slots) < 0).any():
+        raise InputError(f"the drafter's open: expected {rows} slots from 0 up, got {slots!r}")
+    return slots
+
+
+def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
+    """Return `drafts` if they are what `Drafts` promises, within the budget and the vocabulary.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    tokens, parents, offsets = drafts.tokens, drafts.parents, drafts.offsets
+    if offsets.shape != (len(budget) + 1,) or offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise InputError(
+            f"the drafter's draft: offsets {offsets} do not fit {len(budget)} rows and {len(tokens)} tokens in all"
+        )
+    if not len(tokens):
+        return drafts
+    lengths = offsets[1:] - offsets[:-1]
+    if (lengths < 0).any() or (lengths > budget).any():
+        raise InputError(f"the drafter's draft: rows of {lengths} tokens with a budget of {budget}")
+    if not len(tokens) == len(parents) == len(drafts.probability) == len(drafts.source):
+        raise InputError("the drafter's draft: tokens, parents, probability and source have different lengths")
+    if tokens.dtype.kind != "i" or parents.dtype.kind != "i":
+        raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{vocabulary - 1}")
+    index = np.arange(len(tokens)) if len(budget) == 1 else np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
+    if (parents < -1).any() or (parents >= index).any():
+        raise InputError(f"the drafter's draft: parents {parents} must be -1 or an earlier node of the row")
+    return drafts

@@ -1,0 +1,75 @@
+"""Cache surgery: take back the entries of rejected draft tokens, whatever the version of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from freedraft.retrieval.errors import UnsupportedError
+
+
+def prepare_cache(cache: Any) -> list[int | None]:
+    """Make `cache` ready, before the prompt goes in, for entries to be taken back later.
+
+    Before transformers 5 a sliding-window layer forgot at once what left the window, and could not be rolled back.
+    Such layers are replaced, while still empty, by layers that keep everything; the attention mask does the sliding.
+
+    Returns:
+        For every layer that there is already, its sliding window in tokens, None = unbounded.
+
+    Raises:
+        UnsupportedError: a cache that can't be rolled back.
+    """
+    if not isinstance(cache, DynamicCache):
+        raise UnsupportedError(
+            f"a cache of type {type(cache).__name__} can't take back rejected draft tokens; "
+            "leave out cache_implementation and past_key_values, or give a DynamicCache"
+        )
+    windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, DynamicSlidingWindowLayer) and not hasattr(layer, "activate_past_recording"):
+            if layer.get_seq_length():
+                raise UnsupportedError(
+                    "past_key_values: this version of transformers can't roll back a sliding-window cache that is in "
+                    "use; start from an empty cache, or use transformers 5"
+                )
+            cache.layers[i] = DynamicLayer()
+    return windows
+
+
+class Rollback:
+    """Takes back the newest entries of a `DynamicCache` that holds the prompt.
+
+    Raises:
+        UnsupportedError: the model keeps a recurrent state, which can't be taken back.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        croppable = getattr(cache, "is_croppable", None)
+        if croppable is None:
+            croppable = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        if not croppable:
+            raise UnsupportedError(
+                "this model keeps a recurrent state (or a cache that can't be cropped), from which rejected draft "
+                "tokens can't be taken back; use plain generate"
+            )
+        self._cache = cache
+        # After the prompt, not before: a recording layer would keep all of a long prompt.
+        self._recording = [layer for layer in cache.layers if getattr(layer, "record_past", None) is False]
+        if self._recording:
+            cache.activate_past_recording()
+        # A layer that records must be cropped after every pass, if by nothing, to shed what left its window.
+        self._always = any(hasattr(layer, "record_past") for layer in cache.layers)
+
+    def drop(self, count: int) -> None:
+        """Take back the newest `count` tokens; after every forward pass, also with 0."""
+        # Before transformers 5, crop(0) meant "keep nothing".
+        if count or self._always:
+            self._cache.crop(-count)
+
+    def release(self) -> None:
+        """Leave the cache as a caller expects it."""
+        for layer in self._recording:
+            layer.record_past = False

@@ -1,0 +1,165 @@
+"""`Speculative`: the object that `model.generate(..., custom_generate=...)` is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+
+from freedraft.integrations.guard import Guard
+from freedraft.integrations.hf.acceptance import AcceptanceRule, Greedy, Sampling
+from freedraft.integrations.hf.drafting import Drafting
+from freedraft.integrations.hf.loop import Loop
+from freedraft.integrations.hf.recorder import Recorder
+from freedraft.integrations.hf.refusals import check_request
+from freedraft.integrations.hf.settings import GenerateSettings
+from freedraft.integrations.hf.statistics import Statistics
+from freedraft.integrations.hf.stopping import Stopping
+from freedraft.integrations.hf.target import Target
+from freedraft.integrations.hf.tokens import Tokens
+from freedraft.integrations.hf.verification import Verification
+from freedraft.plugins.base import Drafter
+from freedraft.plugins.config import Config, parse_config, validate_settings
+from freedraft.plugins.registry import drafter_from_config
+from freedraft.retrieval.errors import ConfigError, InputError
+from freedraft.retrieval.ragged import Int32
+
+
+class Speculative:
+    """Speculative decoding for `generate`, with a drafter that needs neither model nor training.
+
+        speculative = Speculative("suffix_automaton", max_tokens=12)
+        output = model.generate(**inputs, max_new_tokens=200, custom_generate=speculative)
+        print(speculative.statistics)
+
+    The output is that of plain `generate`: token for token with greedy decoding in float32, and with sampling drawn
+    from the same random stream. Use one object for many calls: what the drafter shares between sequences stays.
+    Calls from several threads are safe; the statistics are then those of the call that ended last.
+
+    Args:
+        drafter: the registered name of a drafter, or a `Drafter`; by default what `config` names.
+        config: a configuration as `parse_config` takes it: a mapping, a JSON string, a YAML file's path, a `Config`.
+        tokenizer: the model's; needed for `stop_strings`, because `generate` does not pass its own on.
+        streamer: is given the prompt and then every token, because `generate` does not pass its own on.
+        settings: the drafter's settings; they override those of `config`.
+
+    Attributes:
+        drafter: the drafter.
+        statistics: of the last call, None before the first.
+        totals: of all calls.
+
+    Raises:
+        ConfigError: unknown drafter, unknown setting, bad value, or both a drafter and a configuration of another.
+    """
+
+    def __init__(
+        self,
+        drafter: str | Drafter | None = None,
+        *,
+        config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        tokenizer: Any = None,
+        streamer: Any = None,
+        **settings: Any,
+    ) -> None:
+        parsed = _merge(drafter, config, settings)
+        self._settings = validate_settings(GenerateSettings, parsed.sections.get("generate", {}), "generate")
+        self.drafter = drafter_from_config(parsed) if drafter is None or isinstance(drafter, str) else drafter
+        self.tokenizer = tokenizer
+        self.streamer = streamer
+        self.statistics: Statistics | None = None
+        self.totals = Statistics()
+        self._guard = Guard(self.drafter)
+
+    def __repr__(self) -> str:
+        return f"Speculative({type(self.drafter).__name__})"
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: Any,
+        stop_strings: str | list[str] | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Decode; called by `generate`, which has prepared the arguments.
+
+        `stop_strings` is named here for `generate` to leave it to us, for its own way to it loses the tokenizer.
+
+        Returns:
+            What `generate` returns: int64 `(1, length)`, or a `GenerateDecoderOnlyOutput`.
+
+        Raises:
+            UnsupportedError: a model or options that can't be decoded speculatively.
+            InputError: an empty prompt, or stop strings without a tokenizer.
+        """
+        started = perf_counter()
+        check_request(model, input_ids, generation_config, model_kwargs)
+        criteria = [*stopping_criteria, *self._stop_strings(stop_strings)]
+        statistics = Statistics(calls=1)
+        target = Target(model, generation_config, model_kwargs)
+        recorder = Recorder(generation_config, target.windows)
+        rule: AcceptanceRule = Sampling() if generation_config.do_sample else Greedy()
+        drafting = Drafting(self._guard, statistics)
+        loop = Loop(
+            target,
+            Tokens(input_ids),
+            drafting,
+            Verification(rule, logits_processor, recorder, input_ids.device),
+            Stopping(criteria),
+            recorder,
+            statistics,
+            self.streamer,
+            self._settings.max_draft,
+        )
+        try:
+            sequences = loop.run(_without_padding(input_ids, model_kwargs.get("attention_mask")))
+        finally:
+            drafting.close()
+            target.release()
+            statistics.total_seconds = perf_counter() - started
+            self.statistics = statistics
+            self.totals = self.totals + statistics
+        return recorder.result(sequences, target.cache)
+
+    def _stop_strings(self, stop_strings: str | list[str] | None) -> list[StoppingCriteria]:
+        if not stop_strings:
+            return []
+        if self.tokenizer is None:
+            raise InputError("stop_strings need the model's tokenizer: Speculative(..., tokenizer=tokenizer)")
+        return [StopStringCriteria(tokenizer=self.tokenizer, stop_strings=stop_strings)]
+
+
+def _merge(
+    drafter: str | Drafter | None,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None,
+    settings: Mapping[str, Any],
+) -> Config:
+    """One configuration from the arguments of `Speculative`."""
+    own = parse_config({**settings, "drafter": drafter} if isinstance(drafter, str) else settings)
+    if drafter is not None and config is not None:
+        raise ConfigError(f"drafter {drafter!r} and config: give one of them; a configuration names its drafter itself")
+    if drafter is not None and not isinstance(drafter, str):
+        if not isinstance(drafter, Drafter):
+            raise ConfigError(f"drafter: expected a name or a Drafter, got {drafter!r}")
+        if own.settings:
+            raise ConfigError(f"{', '.join(own.settings)}: settings are for a drafter that is given by name")
+    if config is None:
+        return own
+    parsed = parse_config(config)
+    generate = {**parsed.sections.get("generate", {}), **own.sections.get("generate", {})}
+    return Config(parsed.drafter, {**parsed.settings, **own.settings}, {"generate": generate})
+
+
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Int32:
+    row = input_ids[0]
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        row = row[attention_mask[0].bool()]
+    ids: Int32 = row.cpu().numpy().astype(np.int32)
+    return ids
