@@ -143,7 +143,7 @@ def continuations_batch(
         # One number a continuation, so that a sort orders by count, then by token.
         ranks = np.empty(found, np.int64)
         for i in range(found):
-            times = states[found_targets[i], COUNT]
+            times = np.int64(states[found_targets[i], COUNT])
             if found_tokens[i] == last and ends_text(states, header, found_targets[i]):
                 times += 1
             ranks[i] = (-times << 32) | found_tokens[i]
