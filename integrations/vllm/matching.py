@@ -1,0 +1,397 @@
+"""Which known sequence is in which row of vLLM's batch: the kernels of `tracker`, which tells why this suffices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freedraft.integrations.vllm.fingerprint import fingerprint
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Int32, Int64
+
+UInt64 = NDArray[np.uint64]
+Bool = NDArray[np.bool_]
+
+EDGE = 16
+"""Tokens at the head and at the tail of a text that are looked at in every step; also the age, in tokens, below which
+a sequence is young."""
+
+UNKNOWN = -1
+POSTPONED = -2
+NEVER = 2**62
+
+MOST_READS = 8
+"""A search reads a row this many times at most; texts beyond that look alike on purpose, and the row counts as new."""
+
+LENGTH_MIX = np.uint64(0x9E3779B97F4A7C15)
+TAIL_MIX = np.uint64(0xFF51AFD7ED558CCD)
+SHIFT = np.uint64(32)
+
+
+class Table(NamedTuple):
+    """The known sequences, an entry each; every array has shape `(capacity,)`.
+
+    Attributes:
+        length: int64, tokens of the text as it was when last seen; 0 = the entry is free.
+        taken: int64, how many of them were handed to the drafter.
+        first: int64, the length when first seen.
+        seen: int64, the step when last seen.
+        checked: int64, the step when its whole text was last compared with a row.
+        text: uint64, the fingerprint of the whole text.
+        head: uint64, of its first `EDGE` tokens.
+        tail: uint64, of its last `EDGE` tokens.
+    """
+
+    length: Int64
+    taken: Int64
+    first: Int64
+    seen: Int64
+    checked: Int64
+    text: UInt64
+    head: UInt64
+    tail: UInt64
+
+
+class Batch(NamedTuple):
+    """What vLLM shows in one step.
+
+    Attributes:
+        length: int32 `(rows or more,)`, tokens in each row.
+        new: int64 `(rows,)`, how many of them this step added.
+        tokens: int32 `(rows or more, width)`, the rows; columns from `length` on are stale.
+    """
+
+    length: Int32
+    new: Int64
+    tokens: Int32
+
+
+@kernel
+def match_rows(table: Table, batch: Batch, before: Int64, step: int, routine: int, most: int) -> Int64:
+    """Find the sequence in each row; marks the found ones as seen in this step.
+
+    Args:
+        table: the known sequences.
+        batch: the rows.
+        before: int64 `(rows or more,)`, the entry that each row held in the last call; -1 = none.
+        step: number of this step, above all before.
+        routine: read rows that nothing is suspicious about for up to this many tokens.
+        most: read no row that brings the tokens read in this step above this, except the first.
+
+    Returns:
+        int64 `(rows,)`: an entry, `UNKNOWN` for text that no entry is a prefix of, or `POSTPONED` for want of checks.
+    """
+    rows = batch.new.shape[0]
+    owner = np.full(rows, UNKNOWN, np.int64)
+    suspicious = np.zeros(rows, np.bool_)
+    ambiguous = _ambiguous(table)
+    spent = 0
+
+    for i in range(rows):
+        entry = before[i]
+        if entry < 0 or table.length[entry] == 0 or table.length[entry] > batch.length[i]:
+            continue
+        if not _edges_match(table, entry, batch.tokens[i]):
+            continue
+        known = int(table.length[entry])
+        if known != batch.length[i] - batch.new[i] or ambiguous[entry]:
+            if spent > 0 and spent + known > most:
+                owner[i] = POSTPONED
+                continue
+            spent += known
+            if not _is_prefix(table, entry, batch.tokens[i], step):
+                continue
+        else:
+            suspicious[i] = known - table.first[entry] < EDGE and batch.new[i] <= 1
+        owner[i] = entry
+        table.seen[entry] = step
+
+    for i in range(rows):
+        if owner[i] == UNKNOWN and batch.length[i] > 0:
+            owner[i], spent = _search(table, batch, i, step, spent, most)
+
+    # What is left of the reading goes to rows that are taken for what they were without having been read.
+    for turn in (suspicious, _whose_turn(table, batch, owner, routine)):
+        for i in range(rows):
+            entry = owner[i]
+            if entry < 0 or not turn[i] or table.checked[entry] == step:
+                continue
+            known = int(table.length[entry])
+            if spent > 0 and spent + known > most:
+                continue
+            spent += known
+            if not _is_prefix(table, entry, batch.tokens[i], step):
+                table.seen[entry] = step - 1
+                owner[i], spent = _search(table, batch, i, step, spent, most)
+    return owner
+
+
+@kernel
+def advance(table: Table, batch: Batch, owner: Int64, step: int, most: int) -> tuple[Int64, Int64, Int64]:
+    """Bring the found sequences up to the length of their rows, and make entries for unknown text.
+
+    Args:
+        table: the known sequences; needs as many entries as rows at least.
+        batch: the rows.
+        owner: int64 `(rows,)`, of `match_rows`; unknown text gets its entry here. -1 is left where there is none:
+            an empty row, a row that holds something else than token ids, or one put off because more than `most`
+            tokens are new to the tracker in this step.
+        step: number of this step.
+        most: tokens, except that the first unknown text is never put off.
+
+    Returns:
+        `previous` int64 `(rows,)`, the length when last seen, 0 for a new one; the entries evicted and those made,
+        int64 each. An entry can be in both.
+    """
+    rows = batch.new.shape[0]
+    previous = np.zeros(rows, np.int64)
+    closed = np.empty(rows, np.int64)
+    opened = np.empty(rows, np.int64)
+    number_closed = 0
+    number_opened = 0
+    read = 0
+    for i in range(rows):
+        length = int(batch.length[i])
+        row = batch.tokens[i]
+        entry = owner[i]
+        if entry < 0:
+            put_off = entry == POSTPONED or (read > 0 and read + length > most)
+            owner[i] = UNKNOWN
+            if put_off or length == 0 or _lowest(row, 0, length) < 0:
+                continue
+            read += length
+            entry, evicted = _vacate(table, step)
+            if evicted:
+                closed[number_closed] = entry
+                number_closed += 1
+            opened[number_opened] = entry
+            number_opened += 1
+            table.length[entry] = 0
+            table.taken[entry] = 0
+            table.first[entry] = length
+            table.text[entry] = 0
+            table.seen[entry] = step
+            table.checked[entry] = step
+            owner[i] = entry
+        known = int(table.length[entry])
+        if _lowest(row, known, length) < 0:
+            # An unknown row was checked above, so this one is known; its entry stays as it is, for another time.
+            owner[i] = UNKNOWN
+            continue
+        previous[i] = known
+        table.text[entry] += fingerprint(row, known, length)
+        table.head[entry] = fingerprint(row, 0, min(EDGE, length))
+        table.tail[entry] = fingerprint(row, max(0, length - EDGE), length)
+        table.length[entry] = length
+    return previous, closed[:number_closed], opened[:number_opened]
+
+
+@kernel
+def evict_idle(table: Table, step: int, sequences: int, tokens: int) -> Int64:
+    """Free the least recently seen entries that are in no row, until the rest are within the bounds.
+
+    Returns:
+        int64, the entries freed.
+    """
+    capacity = table.length.shape[0]
+    evicted = np.empty(capacity, np.int64)
+    count = 0
+    idle = 0
+    held = 0
+    for entry in range(capacity):
+        if table.length[entry] > 0 and table.seen[entry] != step:
+            idle += 1
+            held += table.taken[entry]
+    while idle > 0 and (idle > sequences or held > tokens):
+        entry = _least_recent(table, step)
+        idle -= 1
+        held -= table.taken[entry]
+        table.length[entry] = 0
+        evicted[count] = entry
+        count += 1
+    return evicted[:count]
+
+
+@kernel
+def catch_up(table: Table, batch: Batch, owner: Int64, most: int) -> tuple[Int64, Int64, Int32]:
+    """Hand out text that the drafter has not got yet, at most `most` tokens, those first that lack least.
+
+    Returns:
+        A ragged batch: entries int64 `(n,)`, offsets int64 `(n + 1,)`, tokens int32.
+    """
+    rows = owner.shape[0]
+    lacking = np.zeros(rows, np.int64)
+    total = 0
+    for i in range(rows):
+        if owner[i] >= 0:
+            lacking[i] = batch.length[i] - table.taken[owner[i]]
+            total += lacking[i]
+    if total > most:
+        room = most
+        for i in np.argsort(lacking):
+            lacking[i] = min(lacking[i], room)
+            room -= lacking[i]
+        total = most
+    entries = np.empty(rows, np.int64)
+    offsets = np.zeros(rows + 1, np.int64)
+    tokens = np.empty(total, np.int32)
+    count = 0
+    for i in range(rows):
+        if lacking[i] > 0:
+            entry = owner[i]
+            start = table.taken[entry]
+            tokens[offsets[count] : offsets[count] + lacking[i]] = batch.tokens[i, start : start + lacking[i]]
+            table.taken[entry] += lacking[i]
+            entries[count] = entry
+            offsets[count + 1] = offsets[count] + lacking[i]
+            count += 1
+    return entries[:count], offsets[: count + 1], tokens
+
+
+@kernel
+def _is_prefix(table: Table, entry: int, row: Int32, step: int) -> bool:
+    """Whether the row begins with the entry's text; reads it whole."""
+    if fingerprint(row, 0, int(table.length[entry])) != table.text[entry]:
+        return False
+    table.checked[entry] = step
+    return True
+
+
+@kernel
+def _search(table: Table, batch: Batch, i: int, step: int, spent: int, most: int) -> tuple[int, int]:
+    """Find the longest text among those in no row that row i begins with, and mark it as seen."""
+    row = batch.tokens[i]
+    length = int(batch.length[i])
+    head = fingerprint(row, 0, min(EDGE, length))
+    best = UNKNOWN
+    last = 0
+    whole = np.uint64(0)
+    reads = 0
+    # A sequence that moved and missed no call has the very length that this row had before the step: look there first,
+    # because that costs no access to the row for the others.
+    for exact in (True, False):
+        for entry in range(table.length.shape[0]):
+            known = int(table.length[entry])
+            if known == 0 or known > length or table.seen[entry] == step:
+                continue
+            if (known == length - batch.new[i]) != exact or (best >= 0 and known <= table.length[best]):
+                continue
+            if (known >= EDGE and table.head[entry] != head) or not _edges_match(table, entry, row):
+                continue
+            if known != last:
+                if spent > 0 and spent + known > most:
+                    return POSTPONED, spent
+                if reads == MOST_READS:
+                    break
+                spent += known
+                reads += 1
+                last = known
+                whole = fingerprint(row, 0, known)
+            if whole == table.text[entry]:
+                best = entry
+        if best >= 0:
+            break
+    if best >= 0:
+        table.seen[best] = step
+        table.checked[best] = step
+    return best, spent
+
+
+@kernel
+def _whose_turn(table: Table, batch: Batch, owner: Int64, routine: int) -> Bool:
+    """Mark the rows to be read whole though nothing is suspicious: the longest unread, one at least."""
+    rows = batch.new.shape[0]
+    marks = np.zeros(rows, np.bool_)
+    last = np.zeros(rows, np.int64)
+    total = 0
+    for i in range(rows):
+        last[i] = table.checked[owner[i]] if owner[i] >= 0 else NEVER
+        total += batch.length[i]
+    if total <= routine:
+        marks[:] = True
+        return marks
+    planned = 0
+    for i in np.argsort(last):
+        planned += batch.length[i]
+        if last[i] == NEVER or (planned > routine and planned > batch.length[i]):
+            break
+        marks[i] = True
+    return marks
+
+
+@kernel
+def _edges_match(table: Table, entry: int, row: Int32) -> bool:
+    """Whether the row has the entry's head and tail where they should be."""
+    known = int(table.length[entry])
+    return bool(
+        fingerprint(row, max(0, known - EDGE), known) == table.tail[entry]
+        and fingerprint(row, 0, min(EDGE, known)) == table.head[entry]
+    )
+
+
+@kernel
+def _ambiguous(table: Table) -> Bool:
+    """Mark the entries that have the same length, head and tail as another, but another text."""
+    capacity = table.length.shape[0]
+    size = 4
+    while size < 2 * capacity:
+        size *= 2
+    places = np.full(size, -1, np.int64)
+    marks = np.zeros(capacity, np.bool_)
+    twin = np.full(capacity, -1, np.int64)
+    for entry in range(capacity):
+        if table.length[entry] == 0:
+            continue
+        key = (np.uint64(table.length[entry]) * LENGTH_MIX) ^ (table.tail[entry] * TAIL_MIX) ^ table.head[entry]
+        at = np.int64((key ^ (key >> SHIFT)) & np.uint64(size - 1))
+        while places[at] >= 0:
+            other = places[at]
+            if (
+                table.length[other] == table.length[entry]
+                and table.tail[other] == table.tail[entry]
+                and table.head[other] == table.head[entry]
+            ):
+                if table.text[other] == table.text[entry]:
+                    twin[entry] = other
+                    break
+                marks[other] = True
+                marks[entry] = True
+            at = (at + 1) & (size - 1)
+        if twin[entry] < 0:
+            places[at] = entry
+    # Equal texts stand in the table once, so the others learn from that one.
+    for entry in range(capacity):
+        if twin[entry] >= 0 and marks[twin[entry]]:
+            marks[entry] = True
+    return marks
+
+
+@kernel
+def _vacate(table: Table, step: int) -> tuple[int, bool]:
+    """Find a free entry, or else the least recently seen one that is in no row; the second tells which it was."""
+    for entry in range(table.length.shape[0]):
+        if table.length[entry] == 0:
+            return entry, False
+    return _least_recent(table, step), True
+
+
+@kernel
+def _least_recent(table: Table, step: int) -> int:
+    best = -1
+    for entry in range(table.length.shape[0]):
+        idle = table.length[entry] > 0 and table.seen[entry] != step
+        if idle and (best < 0 or table.seen[entry] < table.seen[best]):
+            best = entry
+    return best
+
+
+@kernel
+def _lowest(row: Int32, start: int, stop: int) -> int:
+    """Return the lowest token of `row[start:stop]`; 0 for none."""
+    span = row[start:stop]
+    lowest = np.int32(0)
+    for i in range(span.shape[0]):
+        lowest = min(lowest, span[i])
+    return int(lowest)

@@ -1,0 +1,164 @@
+"""The sequence tracker: which sequence each row of vLLM's batch is, from the tokens alone.
+
+vLLM shows a proposer rows of tokens and no names. Rows move: a request finishes and the last row takes its place,
+requests are preempted and resumed, two rows are swapped, calls are skipped. So a sequence is known by its content:
+**an entry is valid for a row exactly when its text is a prefix of the row**, and then the rest of the row is what the
+drafter lacks. Nothing else, no request id and no row number, is part of what an entry means; the row where it was
+in the last call only tells where to look first.
+
+For each row, in every step:
+
+    look at the entry that this row held in the last call:
+        its length and the new tokens make up the row, and head and tail (16 tokens each) are in place: same sequence
+        ... unless something is suspicious: then read the row and compare the fingerprint of the whole text
+    else search the entries that are in no other row, and read the row to be sure
+    else it is a new sequence
+
+Suspicious are: a length that does not add up (calls were skipped, another sequence moved in); another entry with equal
+length, head and tail but another text (replies to the same prompt that diverged and met again); a young sequence, whose
+tail is still the prompt's (prompts cut from one template). Apart from that, rows are read whole in turn, those longest
+unread first, as many as hold `routine_tokens` and one at least in a step; with no more in the batch, that is every
+row in every step.
+
+What can still collide: a sequence leaves, and before the next call another one that was never seen takes its very row,
+with the same length, the same first 16 tokens and the same last 16, the latter written by the model for the first one,
+but with a difference in the middle, in a batch of more than `routine_tokens` tokens. Its entry then holds the other's
+middle until its turn to be read comes, as many steps later as there are rows at most, when it is found out and built
+anew. Besides, two different texts share a 64-bit fingerprint with a probability of about 2**-64. Both are
+harmless: the text is only where drafts come from, and vLLM verifies each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freedraft.integrations.vllm.matching import POSTPONED, Batch, Table, advance, catch_up, evict_idle, match_rows
+from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.ragged import Int32, Int64
+
+MOST_READ = 1 << 20
+"""Tokens that the checks of one step may read, and again that new texts may bring: well below 1 ms each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step brought. Sequences are small numbers; carry it out in this order: close, open, extend.
+
+    Attributes:
+        closed: int64, sequences that ended: forgotten for want of room, or taken for another that they are not.
+        opened: int64, new sequences, with no text yet; a number in `closed` may be among them.
+        growing: int64 `(n,)`, sequences to extend,
+        tokens: int32, by these tokens,
+        offsets: int64 `(n + 1,)`, row j of which are `tokens[offsets[j]:offsets[j + 1]]`.
+        sequences: int64 `(rows,)`, the sequence in each row; -1 = none: nothing to draft from.
+        ready: bool `(rows,)`, whether the sequence has the whole text of its row.
+        previous: int64 `(rows,)`, tokens of the row when it was last seen; 0 when it is new.
+    """
+
+    closed: Int64
+    opened: Int64
+    growing: Int64
+    tokens: Int32
+    offsets: Int64
+    sequences: Int64
+    ready: NDArray[np.bool_]
+    previous: Int64
+
+
+class SequenceTracker:
+    """Finds the sequence in each row and hands out what its drafter lacks.
+
+    Cost of a step: two cache lines of each row, the new tokens, and `routine_tokens`.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        *,
+        step_tokens: int = 8192,
+        idle_sequences: int = 64,
+        idle_tokens: int = 1 << 18,
+        routine_tokens: int = 1 << 17,
+        most_read: int = MOST_READ,
+    ) -> None:
+        """Make room for `rows` rows.
+
+        Args:
+            rows: the most rows that a step will have.
+            step_tokens: hand out at most this many tokens a step; a long prompt takes several.
+            idle_sequences: keep at most this many sequences that are in no row: preempted, or ended.
+            idle_tokens: likewise, at most this many tokens of them.
+            routine_tokens: rows that nothing is suspicious about, to be read whole in each step.
+            most_read: see `MOST_READ`.
+        """
+        for name, value, least in (
+            ("rows", rows, 1),
+            ("step_tokens", step_tokens, 1),
+            ("idle_sequences", idle_sequences, 0),
+            ("idle_tokens", idle_tokens, 0),
+            ("routine_tokens", routine_tokens, 0),
+            ("most_read", most_read, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name}: expected at least {least}, got {value}")
+        self.rows = rows
+        self.capacity = rows + idle_sequences
+        self._step_tokens = step_tokens
+        self._idle_sequences = idle_sequences
+        self._idle_tokens = idle_tokens
+        self._routine_tokens = routine_tokens
+        self._most_read = most_read
+        self._table = Table(
+            *np.zeros((5, self.capacity), np.int64), *np.zeros((3, self.capacity), np.uint64)
+        )
+        self._before = np.full(rows, -1, np.int64)
+        self._clock = 0
+
+    def step(self, length: NDArray[Any], new: Int64, tokens: NDArray[Any]) -> Step:
+        """Take in one step of the batch.
+
+        Args:
+            length: int32 `(rows or more,)`, tokens in each row, this step's included.
+            new: int64 `(rows,)`, tokens that this step added to each.
+            tokens: int32 `(rows or more, width)`; only read.
+
+        Raises:
+            InputError: more rows than room, arrays of another type, or a length beyond the width.
+        """
+        count = len(new)
+        if count > self.rows:
+            raise InputError(f"expected at most {self.rows} rows, got {count}")
+        if tokens.dtype != np.int32 or tokens.ndim != 2 or len(tokens) < count:
+            raise InputError(f"tokens: expected int32 ({count} or more, width), got {tokens.dtype} {tokens.shape}")
+        if length.dtype != np.int32 or length.ndim != 1 or len(length) < count:
+            raise InputError(f"length: expected int32 ({count} or more,), got {length.dtype} {length.shape}")
+        if count and (int(length[:count].min()) < 0 or int(length[:count].max()) > tokens.shape[1]):
+            raise InputError(f"length: expected 0 to {tokens.shape[1]}, got {length[:count]}")
+        self._clock += 1
+        table, batch = self._table, Batch(length, new, tokens)
+        owner = match_rows(table, batch, self._before, self._clock, self._routine_tokens, self._most_read)
+        # A row whose check was put off may yet turn out to hold one of the sequences that seem to be idle.
+        settled = not (owner == POSTPONED).any()
+        previous, closed, opened = advance(table, batch, owner, self._clock, self._most_read)
+        if settled:
+            idle = evict_idle(table, self._clock, self._idle_sequences, self._idle_tokens)
+            closed = np.concatenate((closed, idle))
+        growing, offsets, handed = catch_up(table, batch, owner, self._step_tokens)
+        self._before[:count] = owner
+        self._before[count:] = -1
+        # Row -1 of `taken` is another entry's, but an unknown row is not ready whatever it says.
+        ready = (owner >= 0) & (table.taken[owner] == length[:count])
+        return Step(closed, opened, growing, handed, offsets, owner, ready, previous)
+
+    def forget(self, sequences: Int64) -> None:
+        """End these sequences; a row that holds one of them is a new sequence in the next step."""
+        self._table.length[sequences] = 0
+
+    @property
+    def tracked(self) -> int:
+        """The number of sequences known, those in no row included."""
+        return int(np.count_nonzero(self._table.length))
