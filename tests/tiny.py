@@ -42,8 +42,12 @@ DRAFTERS: dict[str, Callable[[list[int]], drafters.Scripted]] = {
 
 @cache
 def model(architecture: str = "Llama", **changes: Any) -> Any:
-    """The `<architecture>ForCausalLM` with two layers and random weights; do not change it."""
-    config = getattr(transformers, f"{architecture}Config")(**{**SIZES, **changes})
+    """The `<architecture>ForCausalLM` with two layers and random weights; do not change it.
+
+    Lists among the `changes` of its configuration are given as tuples, so that one model serves many tests.
+    """
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in {**SIZES, **changes}.items()}
+    config = getattr(transformers, f"{architecture}Config")(**options)
     torch.manual_seed(17)
     name = f"{architecture.removesuffix('Text')}ForCausalLM"
     return getattr(transformers, name)._from_config(config).eval()
