@@ -20,6 +20,9 @@ class Source(IntEnum):
 
     OTHER = 0
     OWN_TEXT = 1
+    RESPONSES = 2
+    CORPUS = 3
+    REFERENCE = 4
 
 
 @dataclass(slots=True, eq=False)

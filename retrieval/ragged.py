@@ -13,6 +13,7 @@ from freedraft.retrieval.errors import InputError
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
 
 MAX_TOKEN = 2**31 - 1

@@ -1,0 +1,237 @@
+"""A context-mixing predictor: from the evidence of many contexts to one calibrated probability a candidate.
+
+As in PAQ-style compressors (Mahoney 2005, "Adaptive weighing of context models for lossless data compression"): each
+context has a rate at which a token with such counts turned out right, learnt; the rates' log-odds are added up with
+learnt weights; a last stage corrects the sum by what it has been worth. Everything learns online, from every committed
+token, and starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the first.
+
+    p(token) = correct(squash(bias + sum over contexts of weight x stretch(rate)))
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from freedraft.plugins.evidence import (
+    KIND,
+    KINDS,
+    LATEST,
+    LIKELIEST,
+    MATCHED,
+    MAX_CONTEXTS,
+    SEEN,
+    SEPARATOR,
+    times_of,
+)
+from freedraft.plugins.own_text import ESCAPE
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
+
+# Buckets of a context: its length, how often it occurred, how often the token followed, whether it was the last to.
+LENGTHS = np.array([1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40], np.int64)  # upper ends; one more bucket above
+SEENS = np.array([1, 2, 3, 5, 8, 16, 64], np.int64)  # likewise
+LENGTH_BUCKETS = len(LENGTHS) + 1
+SEEN_BUCKETS = len(SEENS) + 1
+SHARE_BUCKETS = 10
+RATES = KINDS * LENGTH_BUCKETS * SEEN_BUCKETS * SHARE_BUCKETS * 2
+INPUTS = KINDS * LENGTH_BUCKETS
+BIAS = INPUTS
+BIAS_INPUT = 0.3
+
+MAX_CANDIDATES = 6
+FIRST_WEIGHT = 0.3
+LEARNING_RATE = 0.01
+RATE_LIMIT = 255  # a rate remembers about as many observations
+LOWEST = 1.0 / 2048
+
+# The last stage: a rate for each depth in a draft and each log-odds, interpolated.
+DEPTHS = 4
+ODDS_STEPS = 33
+ODDS_END = 8.0
+CORRECTION_RATE = 0.02
+
+
+class Mixer(NamedTuple):
+    """What the predictor has learnt.
+
+    Attributes:
+        rates: float32 `(RATES,)`.
+        observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
+        weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
+        correction: float32 `(DEPTHS, ODDS_STEPS)`.
+    """
+
+    rates: Float32
+    observed: Int32
+    weights: Float32
+    correction: Float32
+
+
+class Candidates(NamedTuple):
+    """Room for the candidates of one position.
+
+    Attributes:
+        tokens: int64 `(MAX_CANDIDATES,)`.
+        mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
+        stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
+        rate: int64, likewise: which rate each input is.
+    """
+
+    tokens: Int64
+    mixed: Float64
+    stretched: Float64
+    rate: Int64
+
+
+def start() -> Mixer:
+    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, no correction."""
+    seens = np.array([1, 2, 3, 4.5, 7, 12, 32, 128])
+    lengths = np.array([1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60])
+    seen, length = seens[None, None, :, None, None], lengths[None, :, None, None, None]
+    share = np.arange(SHARE_BUCKETS)[None, None, None, :, None]
+    times = np.where(
+        seen <= 3, np.minimum(share, seen), np.where(share == SHARE_BUCKETS - 1, seen, (share - 0.5) / 8 * seen)
+    )
+    times = np.where(share == 0, 0.0, times)
+    latest = np.array([0.02, 0.15])[None, None, None, None, :]
+    rates = (times + latest) / (seen + ESCAPE / length + 0.2)
+    rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).ravel()
+    weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
+    weights[:, BIAS] = 0.0
+    odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
+    correction = np.tile(1 / (1 + np.exp(-odds)), (DEPTHS, 1))
+    return Mixer(
+        np.clip(rates, 0.002, 0.995).astype(np.float32),
+        np.zeros(RATES, np.int32),
+        weights,
+        correction.astype(np.float32),
+    )
+
+
+@kernel
+def room() -> tuple[Int64, Float64, Float64, Int64]:
+    """The arrays of `Candidates`."""
+    return (
+        np.empty(MAX_CANDIDATES, np.int64),
+        np.empty(MAX_CANDIDATES, np.float64),
+        np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.float64),
+        np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
+    )
+
+
+@kernel
+def bucket(ends: Int64, value: int) -> int:
+    """The first bucket whose upper end is not below `value`."""
+    place = 0
+    while place < len(ends) and value > ends[place]:
+        place += 1
+    return place
+
+
+@kernel
+def share_bucket(times: int, seen: int) -> int:
+    """0 = never, 9 = always; in between the count itself where it is small, else the share in eighths."""
+    if times == 0:
+        return 0
+    if seen <= 3:
+        return min(times, seen)
+    if times >= seen:
+        return SHARE_BUCKETS - 1
+    return 1 + 8 * times // (seen + 1)
+
+
+@kernel
+def stretch(probability: float) -> float:
+    """Log-odds."""
+    return math.log(probability / (1.0 - probability))
+
+
+@kernel
+def squash(odds: float) -> float:
+    """The inverse of `stretch`, for odds of any size."""
+    return 1.0 / (1.0 + math.exp(-min(max(odds, -20.0), 20.0)))
+
+
+@kernel
+def predict(
+    words: Int32, states: Int32, edges: Int32, evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates
+) -> int:
+    """Fill `candidates` with the likeliest token of each context, mixed; return how many there are."""
+    found = 0
+    longest = 0
+    for i in range(rows):
+        longest = max(longest, evidence[i, MATCHED])
+        token = evidence[i, LIKELIEST]
+        known = token == SEPARATOR
+        for j in range(found):
+            known = known or candidates.tokens[j] == token
+        if not known and found < MAX_CANDIDATES:
+            candidates.tokens[found] = token
+            found += 1
+    weights = mixer.weights[bucket(LENGTHS, longest)]
+    for j in range(found):
+        token = candidates.tokens[j]
+        odds = BIAS_INPUT * weights[BIAS]
+        for i in range(rows):
+            seen = evidence[i, SEEN]
+            times = min(seen, times_of(words, states, edges, evidence[i], token))
+            place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
+            rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share_bucket(times, seen)
+            rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
+            candidates.rate[j, i] = rate
+            candidates.stretched[j, i] = stretch(mixer.rates[rate])
+            odds += weights[place] * candidates.stretched[j, i]
+        candidates.mixed[j] = squash(odds)
+    return found
+
+
+@kernel
+def learn(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, committed: int) -> None:
+    """Move rates and weights towards what was committed, after `predict` for that position."""
+    longest = 0
+    for i in range(rows):
+        longest = max(longest, evidence[i, MATCHED])
+    weights = mixer.weights[bucket(LENGTHS, longest)]
+    for j in range(found):
+        right = 1.0 if candidates.tokens[j] == committed else 0.0
+        error = LEARNING_RATE * (right - candidates.mixed[j])
+        weights[BIAS] += error * BIAS_INPUT
+        for i in range(rows):
+            place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
+            weights[place] += error * candidates.stretched[j, i]
+            rate = candidates.rate[j, i]
+            mixer.observed[rate] = min(mixer.observed[rate] + 1, RATE_LIMIT)
+            moved = mixer.rates[rate] + (right - mixer.rates[rate]) / (mixer.observed[rate] + 1.5)
+            mixer.rates[rate] = min(max(moved, LOWEST), 1.0 - LOWEST)
+
+
+@kernel
+def odds_place(mixed: float) -> float:
+    """Where a mixed probability lies on the grid of `Mixer.correction`, in steps."""
+    step = 2.0 * ODDS_END / (ODDS_STEPS - 1)
+    bounded = min(max(mixed, 1e-4), 1.0 - 1e-4)
+    return min(max((stretch(bounded) + ODDS_END) / step, 0.0), ODDS_STEPS - 1.001)
+
+
+@kernel
+def correct(mixer: Mixer, depth: int, mixed: float) -> float:
+    """The probability that `mixed` has been worth at this depth of a draft."""
+    line = mixer.correction[min(depth, DEPTHS - 1)]
+    place = odds_place(mixed)
+    low = int(place)
+    return line[low] + (place - low) * (line[low + 1] - line[low])
+
+
+@kernel
+def learn_correction(mixer: Mixer, depth: int, mixed: float, right: bool) -> None:
+    """Move the correction towards whether the token at this depth was right, its ancestors being so."""
+    line = mixer.correction[min(depth, DEPTHS - 1)]
+    place = odds_place(mixed)
+    low = int(place)
+    share = place - low
+    truth = 1.0 if right else 0.0
+    line[low] += CORRECTION_RATE * (1.0 - share) * (truth - line[low])
+    line[low + 1] += CORRECTION_RATE * share * (truth - line[low + 1])
