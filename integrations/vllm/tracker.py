@@ -159,6 +159,6 @@ class SequenceTracker:
         self._table.length[sequences] = 0
 
     @property
-    def tracked(self) -> int:
-        """The number of sequences known, those in no row included."""
-        return int(np.count_nonzero(self._table.length))
+    def known(self) -> Int64:
+        """The sequences known, those in no row included; int64."""
+        return np.flatnonzero(self._table.length)

@@ -1,0 +1,158 @@
+"""One step of drafting for a batch: find the sequences, catch up, draft. Knows vLLM's arrays, but not vLLM."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from freedraft.integrations.guard import Guard
+from freedraft.integrations.vllm.chains import likeliest_chains
+from freedraft.integrations.vllm.ledger import Ledger
+from freedraft.integrations.vllm.settings import VllmSettings
+from freedraft.integrations.vllm.statistics import Statistics
+from freedraft.integrations.vllm.tracker import SequenceTracker
+from freedraft.plugins.base import Drafter, Feedback
+from freedraft.retrieval.ragged import Int32, Int64
+
+logger = logging.getLogger("freedraft")
+
+NO_TOKENS = np.empty(0, np.int32)
+LONGEST_WAIT = 256
+
+
+class BatchDrafting:
+    """Drafts for the rows of vLLM's batch; never raises.
+
+    A drafter's failure costs the sequences of that call their state. They are built anew after a pause, which doubles
+    with each failure up to 256 steps and is forgotten after as many without one.
+    """
+
+    def __init__(
+        self, drafter: Drafter, *, rows: int, longest: int, width: int, vocabulary: int, settings: VllmSettings
+    ) -> None:
+        """Prepare.
+
+        Args:
+            drafter: the drafter.
+            rows: the most rows of a batch.
+            longest: tokens of a draft, at most.
+            width: tokens of a sequence, at most.
+            vocabulary: token ids are below this.
+            settings: bounds.
+        """
+        self.statistics = Statistics()
+        self.guard = Guard(drafter)
+        self._rows = rows
+        self._longest = longest
+        self._width = width
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._own_errors = 0
+        self._wait = 1
+        self._failed_at = 0
+        self._retry_at = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        bounds = self._settings
+        self._tracker = SequenceTracker(
+            self._rows,
+            step_tokens=bounds.step_tokens,
+            idle_sequences=bounds.idle_sequences,
+            idle_tokens=bounds.idle_tokens,
+        )
+        self._slots = np.full(self._tracker.capacity, -1, np.int64)
+        self._ledger = Ledger(self._tracker.capacity, self._longest, self.statistics)
+
+    def propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
+        """Draft for each row.
+
+        Args:
+            sampled: each row's new tokens; none means that the row gets no draft.
+            length: int32 `(rows or more,)`, tokens of each row, the new ones included.
+            tokens: int32 `(rows or more, width)`, the rows.
+
+        Returns:
+            A list a row, of 0 to `longest` tokens.
+        """
+        try:
+            drafts = self._propose(sampled, length, tokens)
+        except Exception:
+            if not self._own_errors:
+                logger.exception("freedraft: a step of drafting failed; decoding goes on without (logged once)")
+            self._own_errors += 1
+            self._abandon()
+            drafts = [[] for _ in sampled]
+        self.statistics.errors = self.guard.errors + self._own_errors
+        return drafts
+
+    def _propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
+        rows = len(sampled)
+        new = np.fromiter(map(len, sampled), np.int64, rows)
+        self._reopen_when_due()
+        step = self._tracker.step(length, new, tokens)
+        errors = self.guard.errors
+        if len(step.closed):
+            self.guard.close(self._slots[step.closed])
+            self._slots[step.closed] = -1
+        if len(step.opened):
+            self._slots[step.opened] = self.guard.open(NO_TOKENS, np.zeros(len(step.opened) + 1, np.int64))
+        verified = self._ledger.settle(step.sequences, step.previous, length, new)
+        if self.guard.feedback and len(verified.sequences):
+            offsets = np.concatenate(([0], np.cumsum(1 + verified.drafted)))
+            self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
+        if len(step.growing):
+            self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
+
+        room = np.minimum(self._width - 1 - length[:rows], self._longest).astype(np.int32)
+        # A draft of n tokens is followed by a token of the target's own, so one place must stay free.
+        drafting = np.flatnonzero(step.ready & (new > 0) & (room > 0))
+        answer: list[list[int]] = [[] for _ in range(rows)]
+        if len(drafting):
+            sequences = step.sequences[drafting]
+            drafts = self.guard.draft(self._slots[sequences], room[drafting], self._vocabulary)
+            chosen, source, offsets = likeliest_chains(drafts)
+            self._ledger.note(sequences, source, offsets)
+            flat, ends = chosen.tolist(), offsets.tolist()
+            for j, row in enumerate(drafting.tolist()):
+                answer[row] = flat[ends[j] : ends[j + 1]]
+
+        if self.guard.errors != errors:
+            self._pause()
+        self._count(step.sequences, new, len(step.tokens), len(step.opened))
+        return answer
+
+    def _count(self, sequences: Int64, new: Int64, taken: int, opened: int) -> None:
+        counts = self.statistics
+        counts.steps += 1
+        counts.sequences = len(sequences)
+        counts.sequence_steps += int(np.count_nonzero(new))
+        counts.tokens += int(new.sum())
+        counts.taken += taken
+        counts.opened += opened
+
+    def _pause(self) -> None:
+        now = self.statistics.steps
+        if now - self._failed_at > LONGEST_WAIT:
+            self._wait = 1
+        self._failed_at = now
+        self._retry_at = now + self._wait
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def _reopen_when_due(self) -> None:
+        if not self._retry_at or self.statistics.steps < self._retry_at:
+            return
+        self._retry_at = 0
+        known = self._tracker.known
+        lost = known[self.guard.retired(self._slots[known])]
+        self.guard.close(self._slots[lost])
+        self._tracker.forget(lost)
+
+    def _abandon(self) -> None:
+        """After a failure of our own nothing is known for sure: begin anew."""
+        known = self._tracker.known
+        slots = self._slots[known]
+        self._begin()
+        self.guard.close(slots[slots >= 0])

@@ -1,0 +1,135 @@
+"""Prometheus metrics of the proposer on vLLM's own `/metrics`, which another process serves.
+
+vLLM proposes in a worker process and serves `/metrics` in the API server's. prometheus_client's way across processes
+is a file a process, which the serving one reads at every scrape (https://prometheus.github.io/client_python/multiprocess).
+vLLM itself uses it only with several API servers; then `PROMETHEUS_MULTIPROC_DIR` names its folder, and our file in it
+is all that is needed. Otherwise the plug-in, which vLLM loads in the API server before it starts the workers, names a
+folder of our own in an environment variable that they inherit, and adds that folder to the registry that is served.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from freedraft.integrations.vllm.statistics import Statistics, source_name
+
+OWN_FOLDER = "FREEDRAFT_METRICS_DIR"
+VLLM_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+COUNTERS = {
+    "steps": "Engine steps in which freedraft was asked for drafts.",
+    "sequence_steps": "Sequences' shares in engine steps, those without a draft included.",
+    "tokens": "Tokens committed in these; tokens / sequence_steps is the mean over all steps.",
+    "taken_tokens": "Tokens handed to the drafter, prompts included.",
+    "opened_sequences": "Sequences begun by the drafter, those built anew included.",
+    "draft_tokens": "Tokens drafted, by source.",
+    "accepted_tokens": "Drafted tokens that were accepted, by source.",
+    "draft_seconds": "Seconds spent in drafting.",
+    "errors": "Failures in drafting; each cost some drafts, none an answer.",
+}
+SEQUENCES = "Sequences in the last engine step."
+
+_serial = itertools.count()
+
+
+def folder() -> Path | None:
+    """Where this process' metrics go; None when nobody would read them."""
+    path = os.environ.get(VLLM_FOLDER) or os.environ.get(OWN_FOLDER)
+    return Path(path) if path else None
+
+
+class MetricsFile:
+    """The metrics of one proposer, in a file that the API server reads."""
+
+    def __init__(self, path: Path, labels: Mapping[str, str]) -> None:
+        """Create the file in the folder `path`.
+
+        Raises:
+            ImportError: prometheus_client is not installed; vLLM depends on it.
+            OSError: the folder can't be written.
+        """
+        from prometheus_client import mmap_dict
+
+        # It has no type hints that a checker could use.
+        library: Any = mmap_dict
+
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One number a process is not enough: a process may hold several engines.
+        name = f"{os.getpid()}-freedraft{next(_serial)}"
+        self._counters = library.MmapedDict(str(path / f"counter_{name}.db"))
+        self._gauges = library.MmapedDict(str(path / f"gauge_livesum_{name}.db"))
+        self._labels = dict(labels)
+        self._key = library.mmap_key
+        self._keys: dict[tuple[str, str], str] = {}
+
+    def write(self, now: Statistics) -> None:
+        """Write the totals; costs about a microsecond each."""
+        self._count("steps", now.steps)
+        self._count("sequence_steps", now.sequence_steps)
+        self._count("tokens", now.tokens)
+        self._count("taken_tokens", now.taken)
+        self._count("opened_sequences", now.opened)
+        self._count("draft_seconds", now.seconds)
+        self._count("errors", now.errors)
+        for source in now.drafted.nonzero()[0].tolist():
+            name = source_name(source)
+            self._count("draft_tokens", int(now.drafted[source]), name)
+            self._count("accepted_tokens", int(now.accepted[source]), name)
+        gauge = "freedraft:sequences"
+        self._gauges.write_value(self._named(gauge, gauge, SEQUENCES, ""), now.sequences, 0.0)
+
+    def _count(self, name: str, value: float, source: str = "") -> None:
+        metric = f"freedraft:{name}"
+        self._counters.write_value(self._named(metric, f"{metric}_total", COUNTERS[name], source), value, 0.0)
+
+    def _named(self, metric: str, sample: str, text: str, source: str) -> str:
+        key = self._keys.get((sample, source))
+        if key is None:
+            labels = {**self._labels, **({"source": source} if source else {})}
+            key = self._keys[sample, source] = self._key(metric, sample, [*labels], [*labels.values()], text)
+        return key
+
+
+class Collector:
+    """What prometheus_client's registry asks at every scrape: the files of our own folder, summed over processes."""
+
+    def collect(self) -> Iterable[Any]:
+        """The metrics of all proposers of this server."""
+        from prometheus_client import multiprocess
+
+        library: Any = multiprocess
+        path = os.environ.get(OWN_FOLDER)
+        if not path or not os.path.isdir(path):
+            return []
+        return list(library.MultiProcessCollector(None, path).collect())
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing is known before there is a proposer."""
+        return []
+
+
+def serve() -> None:
+    """Make this process serve the metrics of the workers that it will start; does so once."""
+    if os.environ.get(OWN_FOLDER):
+        return
+    from prometheus_client import REGISTRY
+
+    # The folder is only named here: the first proposer makes it, so that a vLLM without freedraft leaves no trace.
+    path = os.path.join(tempfile.gettempdir(), f"freedraft-{secrets.token_hex(8)}")
+    os.environ[OWN_FOLDER] = path
+    REGISTRY.register(Collector())
+    atexit.register(_remove, path, os.getpid())
+
+
+def _remove(path: str, process: int) -> None:
+    # A forked child inherits this, and must leave the folder to its parent.
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)

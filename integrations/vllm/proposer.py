@@ -1,0 +1,196 @@
+"""The class that vLLM's speculative method `custom_class` loads in its workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from freedraft.integrations.vllm.drafting import BatchDrafting
+from freedraft.integrations.vllm.metrics import MetricsFile, folder
+from freedraft.integrations.vllm.settings import VllmSettings
+from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
+from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
+from freedraft.plugins.registry import drafter_from_config
+from freedraft.retrieval.errors import ConfigError, UnsupportedError
+from freedraft.retrieval.ragged import Int32
+
+logger = logging.getLogger("freedraft")
+
+OBTAINABLE = frozenset({"accepted"})
+
+
+class Proposer:
+    """Proposes drafts for every sequence of a vLLM worker's batch, in one pass.
+
+    vLLM makes one a worker and calls `propose` after each step. Options are in `additional_config["freedraft"]`, or
+    else in what the environment variable FREEDRAFT_CONFIG names, the same mapping or YAML file as everywhere.
+
+    It fails open: an exception while drafting is counted, logged once, and answered with no draft.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        """Make the drafter and compile its kernels.
+
+        Raises:
+            ConfigError: an unknown drafter or setting, or a bad value.
+            UnsupportedError: the model can't be decoded speculatively, or vLLM can't tell the drafter what it asks for.
+        """
+        _log_like_vllm()
+        _refuse_recurrent(vllm_config.model_config)
+        self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
+        self._idle = _tensor_parallel_rank() != 0
+        self.statistics = Statistics()
+        self._drafting: BatchDrafting | None = None
+        self._metrics: MetricsFile | None = None
+        config = configuration(vllm_config.additional_config)
+        self.settings = validate_settings(VllmSettings, config.sections.get("vllm", {}), "vllm")
+        if self._idle:
+            logger.info("freedraft: drafts come from tensor-parallel rank 0; this rank has nothing to do")
+            return
+        self._drafting = self._make(config, vllm_config, self.settings, warm=True)
+        self.statistics = self._drafting.statistics
+        self._metrics = _open_metrics(vllm_config)
+        PeriodicLog(self.statistics, self.settings.log_interval)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """There is no draft model; vLLM's CPU worker asks all the same."""
+
+    def propose(
+        self,
+        sampled_token_ids: Sequence[Sequence[int]],
+        num_tokens_no_spec: Int32,
+        token_ids_cpu: Int32,
+        slot_mappings: Any = None,
+        **_: Any,
+    ) -> list[list[int]]:
+        """Draft for each row of the batch.
+
+        Args:
+            sampled_token_ids: each row's new tokens; none in a row that is still in its prompt.
+            num_tokens_no_spec: int32 `(max_num_seqs,)`, the length of each row, the new tokens included.
+            token_ids_cpu: int32 `(max_num_seqs, max_model_len)`, the rows; only read.
+            slot_mappings: ignored.
+
+        Returns:
+            A list a row, of 0 to `num_speculative_tokens` token ids.
+        """
+        if self._drafting is None:
+            return [[] for _ in sampled_token_ids]
+        started = perf_counter()
+        drafts = self._drafting.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+        self.statistics.seconds += perf_counter() - started
+        if self._metrics is not None:
+            self._write_metrics(self._metrics)
+        return drafts
+
+    def _write_metrics(self, metrics: MetricsFile) -> None:
+        try:
+            metrics.write(self.statistics)
+        except Exception:
+            logger.warning("freedraft: no metrics from now on", exc_info=True)
+            self._metrics = None
+
+    def _make(self, config: Config, vllm_config: Any, settings: VllmSettings, warm: bool) -> BatchDrafting:
+        drafter = drafter_from_config(config)
+        missing = drafter.feedback - OBTAINABLE
+        if missing:
+            raise UnsupportedError(
+                f"drafter {config.drafter!r} needs the target's {' and '.join(sorted(missing))}, which vLLM does not "
+                "give to a custom proposer; choose another drafter"
+            )
+        model = vllm_config.model_config
+        drafting = BatchDrafting(
+            drafter,
+            rows=int(vllm_config.scheduler_config.max_num_seqs),
+            longest=self._longest,
+            width=int(model.max_model_len),
+            vocabulary=int(model.get_vocab_size()),
+            settings=settings,
+        )
+        if warm:
+            started = perf_counter()
+            # Another one, so that neither text nor counts of the rehearsal stay in the first.
+            _rehearse(self._make(config, vllm_config, settings, warm=False))
+            logger.info(
+                "freedraft: drafter %s, up to %d tokens a step; kernels ready in %.1f s",
+                config.drafter,
+                self._longest,
+                perf_counter() - started,
+            )
+        return drafting
+
+
+def configuration(additional_config: Any) -> Config:
+    """The configuration: `additional_config["freedraft"]`, else what FREEDRAFT_CONFIG names, else the defaults.
+
+    Raises:
+        ConfigError: not readable, or not a mapping.
+    """
+    given = additional_config.get("freedraft") if isinstance(additional_config, dict) else None
+    if given is not None:
+        if not isinstance(given, dict):
+            raise ConfigError(f"additional_config: freedraft: expected a mapping of settings, got {given!r}")
+        return parse_config(given)
+    return parse_config(os.environ.get(ENVIRONMENT_VARIABLE) or None)
+
+
+def _rehearse(drafting: BatchDrafting) -> None:
+    """Run a few steps on made-up text that repeats, so that every kernel is compiled before the first request."""
+    rows, width = 2, 32
+    tokens = np.zeros((rows, width), np.int32)
+    tokens[:] = np.arange(width) % 4
+    length = np.full(rows, 12, np.int32)
+    for new in ([[], [3]], [[0], [0, 1]], [[1], [2]], [[2]]):
+        length[: len(new)] += [len(row) for row in new]
+        drafting.propose(new, length, tokens)
+
+
+def _refuse_recurrent(model: Any) -> None:
+    if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
+        raise UnsupportedError(
+            f"freedraft does not draft for {getattr(model, 'model', 'this model')}: it has recurrent layers (Mamba, "
+            "Gated DeltaNet or the like), whose state vLLM can corrupt when a step without a draft follows an accepted "
+            "one (vLLM issue 39273, https://github.com/vllm-project/vllm/issues/39273). Serve it without "
+            "--speculative-config."
+        )
+
+
+def _tensor_parallel_rank() -> int:
+    try:
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+        return int(get_tensor_model_parallel_rank())
+    except (ImportError, AssertionError):
+        # Outside a worker there are no ranks.
+        return 0
+
+
+def _open_metrics(vllm_config: Any) -> MetricsFile | None:
+    path = folder()
+    if path is None:
+        logger.info("freedraft: no metrics: the plug-in was not loaded where vLLM started (see VLLM_PLUGINS)")
+        return None
+    parallel = vllm_config.parallel_config
+    labels = {
+        "model_name": str(getattr(vllm_config.model_config, "served_model_name", "")),
+        "engine": str(getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0))),
+    }
+    try:
+        return MetricsFile(path, labels)
+    except Exception:
+        logger.warning("freedraft: no metrics: can't write to %s", path, exc_info=True)
+        return None
+
+
+def _log_like_vllm() -> None:
+    """Give our logger vLLM's handlers and level; Python shows a library's lines only from warnings up."""
+    theirs = logging.getLogger("vllm")
+    if theirs.handlers and not logger.handlers:
+        logger.handlers = list(theirs.handlers)
+        logger.setLevel(theirs.level)
+        logger.propagate = False

@@ -1,0 +1,105 @@
+"""The periodic line of statistics in vLLM's log."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from freedraft.plugins.base import Source
+from freedraft.retrieval.ragged import Int64
+
+logger = logging.getLogger("freedraft")
+
+SOURCES = 256
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Totals since the start, the number of sequences excepted.
+
+    A sequence step is one sequence's share in an engine step, when it got new tokens.
+
+    Attributes:
+        sequences: rows of the last step.
+        steps: engine steps.
+        sequence_steps: sequence steps; `tokens / sequence_steps` is the mean over all, with a draft or without.
+        tokens: tokens that these committed.
+        taken: tokens handed to the drafter, prompts included.
+        opened: sequences begun, those built anew included.
+        drafted: int64 `(256,)`, tokens drafted by source.
+        accepted: int64 `(256,)`, of these accepted.
+        seconds: spent in drafting.
+        errors: failures, the drafter's and our own; each cost some drafts.
+    """
+
+    sequences: int = 0
+    steps: int = 0
+    sequence_steps: int = 0
+    tokens: int = 0
+    taken: int = 0
+    opened: int = 0
+    drafted: Int64 = field(default_factory=lambda: np.zeros(SOURCES, np.int64))
+    accepted: Int64 = field(default_factory=lambda: np.zeros(SOURCES, np.int64))
+    seconds: float = 0.0
+    errors: int = 0
+
+    def copy(self) -> Statistics:
+        """The same numbers, to compare with later."""
+        return replace(self, drafted=self.drafted.copy(), accepted=self.accepted.copy())
+
+
+def describe(now: Statistics, before: Statistics) -> str:
+    """What happened between the two, in a line."""
+    steps = now.steps - before.steps
+    sequence_steps = now.sequence_steps - before.sequence_steps
+    drafted = int((now.drafted - before.drafted).sum())
+    accepted = int((now.accepted - before.accepted).sum())
+    tokens_a_step = (now.tokens - before.tokens) / sequence_steps if sequence_steps else float("nan")
+    acceptance = 100 * accepted / drafted if drafted else float("nan")
+    microseconds = 1e6 * (now.seconds - before.seconds) / steps if steps else float("nan")
+    return (
+        f"freedraft: Sequences: {now.sequences}, Tokens per step: {tokens_a_step:.2f}, "
+        f"Drafted: {drafted} tokens, Accepted: {accepted} tokens ({acceptance:.1f}%), "
+        f"Drafting: {microseconds:.0f} us per engine step, Errors: {now.errors}"
+    )
+
+
+def source_name(source: int) -> str:
+    """The label of a `Source`."""
+    try:
+        return Source(source).name.lower()
+    except ValueError:
+        return str(source)
+
+
+class PeriodicLog:
+    """Writes `describe` at an interval as long as something happens, from a thread of its own.
+
+    The thread only reads numbers, so that the last of them are written, too, when no request comes any more.
+    """
+
+    def __init__(self, statistics: Statistics, interval: float) -> None:
+        self._statistics = statistics
+        self._last = statistics.copy()
+        self._ended = threading.Event()
+        self._interval = interval
+        if interval > 0:
+            threading.Thread(target=self._run, name="freedraft-statistics", daemon=True).start()
+
+    def write(self) -> None:
+        """Write the line, if there was a step since the last."""
+        now = self._statistics.copy()
+        if now.steps != self._last.steps:
+            logger.info(describe(now, self._last))
+            self._last = now
+
+    def end(self) -> None:
+        """Stop the thread."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval):
+            self.write()
