@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.chains import likeliest_chains
@@ -14,6 +15,7 @@ from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.integrations.vllm.tracker import SequenceTracker
 from freedraft.plugins.base import Drafter, Feedback
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
 logger = logging.getLogger("freedraft")
@@ -106,13 +108,10 @@ class BatchDrafting:
         if len(step.growing):
             self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
 
-        room = np.minimum(self._width - 1 - length[:rows], self._longest).astype(np.int32)
-        # A draft of n tokens is followed by a token of the target's own, so one place must stay free.
-        drafting = np.flatnonzero(step.ready & (new > 0) & (room > 0))
         answer: list[list[int]] = [[] for _ in range(rows)]
+        drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
         if len(drafting):
-            sequences = step.sequences[drafting]
-            drafts = self.guard.draft(self._slots[sequences], room[drafting], self._vocabulary)
+            drafts = self.guard.draft(self._slots[sequences], room, self._vocabulary)
             chosen, source, offsets = likeliest_chains(drafts)
             self._ledger.note(sequences, source, offsets)
             flat, ends = chosen.tolist(), offsets.tolist()
@@ -121,17 +120,14 @@ class BatchDrafting:
 
         if self.guard.errors != errors:
             self._pause()
-        self._count(step.sequences, new, len(step.tokens), len(step.opened))
-        return answer
-
-    def _count(self, sequences: Int64, new: Int64, taken: int, opened: int) -> None:
         counts = self.statistics
         counts.steps += 1
-        counts.sequences = len(sequences)
-        counts.sequence_steps += int(np.count_nonzero(new))
-        counts.tokens += int(new.sum())
-        counts.taken += taken
-        counts.opened += opened
+        counts.sequences = rows
+        counts.sequence_steps += sum(map(bool, sampled))
+        counts.tokens += sum(map(len, sampled))
+        counts.taken += len(step.tokens)
+        counts.opened += len(step.opened)
+        return answer
 
     def _pause(self) -> None:
         now = self.statistics.steps
@@ -156,3 +152,25 @@ class BatchDrafting:
         slots = self._slots[known]
         self._begin()
         self.guard.close(slots[slots >= 0])
+
+
+@kernel
+def _who_drafts(
+    sequences: Int64, ready: NDArray[np.bool_], new: Int64, length: Int32, width: int, longest: int
+) -> tuple[Int64, Int64, Int32]:
+    """The rows that get a draft, their sequences, and how long it may be: int64, int64 and int32 `(n,)`.
+
+    A draft of n tokens is followed by a token of the target's own, so one place must stay free.
+    """
+    rows = sequences.shape[0]
+    drafting = np.empty(rows, np.int64)
+    room = np.empty(rows, np.int32)
+    count = 0
+    for i in range(rows):
+        most = min(width - 1 - length[i], longest)
+        if ready[i] and new[i] > 0 and most > 0:
+            drafting[count] = i
+            room[count] = most
+            count += 1
+    drafting = drafting[:count]
+    return drafting, sequences[drafting], room[:count]

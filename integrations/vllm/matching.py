@@ -68,6 +68,56 @@ class Batch(NamedTuple):
     tokens: Int32
 
 
+class Bounds(NamedTuple):
+    """How much a step may do; `tracker.SequenceTracker` has the details."""
+
+    step_tokens: int
+    idle_sequences: int
+    idle_tokens: int
+    routine_tokens: int
+    most_read: int
+
+
+@kernel
+def track(
+    table: Table, batch: Batch, before: Int64, step: int, bounds: Bounds
+) -> tuple[Int64, Int64, Int64, Int64, Int32, Int64, Bool, Int64]:
+    """Take in one step of the batch; returns the fields of `tracker.Step` in their order.
+
+    Args:
+        table: the known sequences.
+        batch: the rows.
+        before: int64 `(rows or more,)`, the entry that each row held in the last call; overwritten for this one.
+        step: number of this step, above all before.
+        bounds: what may be done.
+    """
+    rows = batch.new.shape[0]
+    owner = match_rows(table, batch, before, step, bounds.routine_tokens, bounds.most_read)
+    settled = True
+    for i in range(rows):
+        settled &= owner[i] != POSTPONED
+    previous, closed, opened = advance(table, batch, owner, step, bounds.most_read)
+    # A row whose reading was put off may yet turn out to hold one of the sequences that seem to be idle.
+    if settled:
+        closed = np.concatenate((closed, evict_idle(table, step, bounds.idle_sequences, bounds.idle_tokens)))
+    growing, offsets, tokens = catch_up(table, batch, owner, bounds.step_tokens)
+    ready = np.zeros(rows, np.bool_)
+    for i in range(rows):
+        ready[i] = owner[i] >= 0 and table.taken[owner[i]] == batch.length[i]
+    before[:] = UNKNOWN
+    before[:rows] = owner
+    return closed, opened, growing, offsets, tokens, owner, ready, previous
+
+
+@kernel
+def lengths_fit(length: Int32, rows: int, width: int) -> bool:
+    """Whether the lengths of all `rows` rows are in 0..width."""
+    fit = True
+    for i in range(rows):
+        fit &= 0 <= length[i] <= width
+    return fit
+
+
 @kernel
 def match_rows(table: Table, batch: Batch, before: Int64, step: int, routine: int, most: int) -> Int64:
     """Find the sequence in each row; marks the found ones as seen in this step.

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freedraft.integrations.vllm.matching import POSTPONED, Batch, Table, advance, catch_up, evict_idle, match_rows
+from freedraft.integrations.vllm.matching import Batch, Bounds, Table, lengths_fit, track
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -52,8 +52,8 @@ class Step:
         closed: int64, sequences that ended: forgotten for want of room, or taken for another that they are not.
         opened: int64, new sequences, with no text yet; a number in `closed` may be among them.
         growing: int64 `(n,)`, sequences to extend,
-        tokens: int32, by these tokens,
-        offsets: int64 `(n + 1,)`, row j of which are `tokens[offsets[j]:offsets[j + 1]]`.
+        offsets: int64 `(n + 1,)`,
+        tokens: int32, the j-th of them by `tokens[offsets[j]:offsets[j + 1]]`.
         sequences: int64 `(rows,)`, the sequence in each row; -1 = none: nothing to draft from.
         ready: bool `(rows,)`, whether the sequence has the whole text of its row.
         previous: int64 `(rows,)`, tokens of the row when it was last seen; 0 when it is new.
@@ -62,8 +62,8 @@ class Step:
     closed: Int64
     opened: Int64
     growing: Int64
-    tokens: Int32
     offsets: Int64
+    tokens: Int32
     sequences: Int64
     ready: NDArray[np.bool_]
     previous: Int64
@@ -107,11 +107,7 @@ class SequenceTracker:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
         self.rows = rows
         self.capacity = rows + idle_sequences
-        self._step_tokens = step_tokens
-        self._idle_sequences = idle_sequences
-        self._idle_tokens = idle_tokens
-        self._routine_tokens = routine_tokens
-        self._most_read = most_read
+        self._bounds = Bounds(step_tokens, idle_sequences, idle_tokens, routine_tokens, most_read)
         self._table = Table(
             *np.zeros((5, self.capacity), np.int64), *np.zeros((3, self.capacity), np.uint64)
         )
@@ -136,23 +132,11 @@ class SequenceTracker:
             raise InputError(f"tokens: expected int32 ({count} or more, width), got {tokens.dtype} {tokens.shape}")
         if length.dtype != np.int32 or length.ndim != 1 or len(length) < count:
             raise InputError(f"length: expected int32 ({count} or more,), got {length.dtype} {length.shape}")
-        if count and (int(length[:count].min()) < 0 or int(length[:count].max()) > tokens.shape[1]):
+        if not lengths_fit(length, count, tokens.shape[1]):
             raise InputError(f"length: expected 0 to {tokens.shape[1]}, got {length[:count]}")
         self._clock += 1
-        table, batch = self._table, Batch(length, new, tokens)
-        owner = match_rows(table, batch, self._before, self._clock, self._routine_tokens, self._most_read)
-        # A row whose check was put off may yet turn out to hold one of the sequences that seem to be idle.
-        settled = not (owner == POSTPONED).any()
-        previous, closed, opened = advance(table, batch, owner, self._clock, self._most_read)
-        if settled:
-            idle = evict_idle(table, self._clock, self._idle_sequences, self._idle_tokens)
-            closed = np.concatenate((closed, idle))
-        growing, offsets, handed = catch_up(table, batch, owner, self._step_tokens)
-        self._before[:count] = owner
-        self._before[count:] = -1
-        # Row -1 of `taken` is another entry's, but an unknown row is not ready whatever it says.
-        ready = (owner >= 0) & (table.taken[owner] == length[:count])
-        return Step(closed, opened, growing, handed, offsets, owner, ready, previous)
+        batch = Batch(length, new, tokens)
+        return Step(*track(self._table, batch, self._before, self._clock, self._bounds))
 
     def forget(self, sequences: Int64) -> None:
         """End these sequences; a row that holds one of them is a new sequence in the next step."""
