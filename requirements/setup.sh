@@ -13,7 +13,7 @@ python=${PYTHON:-python3}
 }
 say "virtual environment in .venv ($("$python" --version))"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --upgrade uv
+[ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet uv
 
 # uv does not read pip's settings; pass on what this machine has, from its files and its environment.
 setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true; }
@@ -22,7 +22,8 @@ index=${PIP_INDEX_URL:-$(setting index-url)}
 extra=${PIP_EXTRA_INDEX_URL:-$(setting extra-index-url)}
 [ -z "$links" ] || export UV_FIND_LINKS="${links// /,}"
 [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
-[ -z "$extra" ] || export UV_INDEX="$extra"
+# pip takes the best version of all indexes; so must uv, or it stops at the first that knows the name.
+[ -z "$extra" ] || export UV_INDEX="$extra" UV_INDEX_STRATEGY=unsafe-best-match
 
 # A torch without CUDA: from pip's find-links where they offer one, else from PyTorch's own index for the CPU.
 torch=(--torch-backend cpu)
