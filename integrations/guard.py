@@ -161,15 +161,16 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
     if not len(tokens):
         return drafts
     lengths = offsets[1:] - offsets[:-1]
-    if (lengths < 0).any() or (lengths > budget).any():
+    if lengths.min() < 0 or (lengths > budget).any():
         raise InputError(f"the drafter's draft: rows of {lengths} tokens with a budget of {budget}")
     if not len(tokens) == len(parents) == len(drafts.probability) == len(drafts.source):
         raise InputError("the drafter's draft: tokens, parents, probability and source have different lengths")
-    if tokens.dtype.kind != "i" or parents.dtype.kind != "i":
+    if tokens.dtype != np.int32 or parents.dtype != np.int32:
         raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
+    # Seen as unsigned, a negative id is a huge one, and the parent -1 wraps round to 0 when 1 is added.
+    if tokens.view(np.uint32).max() >= vocabulary:
         raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{vocabulary - 1}")
     index = np.arange(len(tokens)) if len(budget) == 1 else np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
-    if (parents < -1).any() or (parents >= index).any():
+    if (parents.view(np.uint32) + np.uint32(1) > index).any():
         raise InputError(f"the drafter's draft: parents {parents} must be -1 or an earlier node of the row")
     return drafts

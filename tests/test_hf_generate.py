@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import drafters
@@ -14,13 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from freedraft.integrations.hf import Speculative
 from freedraft.retrieval.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = tiny.one_thread
 
 
 @pytest.mark.parametrize("name", tiny.DRAFTERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +16,8 @@ from freedraft.integrations.hf import Speculative
 from freedraft.integrations.hf.cache import Rollback, prepare_cache
 from freedraft.retrieval.errors import UnsupportedError
 
+one_thread = tiny.one_thread
+
 RECORDS_PAST = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
 WINDOW = 8
 SLIDING: dict[str, dict[str, Any]] = {
@@ -25,14 +26,6 @@ SLIDING: dict[str, dict[str, Any]] = {
     "Gemma3Text": {"sliding_window": WINDOW, "num_hidden_layers": 4, "sliding_window_pattern": 2},
     "Qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", tiny.DRAFTERS)

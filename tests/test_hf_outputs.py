@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from freedraft.integrations.hf import Speculative
 
+one_thread = tiny.one_thread
+
 EVERYTHING: dict[str, Any] = {
     "return_dict_in_generate": True,
     "output_scores": True,
@@ -21,14 +22,6 @@ EVERYTHING: dict[str, Any] = {
     "output_attentions": True,
 }
 WINDOW = 8
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_close(actual: Any, expected: Any) -> None:

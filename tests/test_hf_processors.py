@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,13 +13,7 @@ from transformers.generation import logits_process
 from freedraft.integrations.hf import Speculative, processors
 from freedraft.integrations.hf.processors import ProcessedScores, position_independent
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = tiny.one_thread
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

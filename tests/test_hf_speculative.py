@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +21,7 @@ from freedraft.plugins.prompt_lookup import PromptLookup
 from freedraft.plugins.suffix_automaton import SuffixAutomaton
 from freedraft.retrieval.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = tiny.one_thread
 
 
 def settings_of(ours: Speculative) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 import drafters
+import pytest
 import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
@@ -38,6 +39,15 @@ DRAFTERS: dict[str, Callable[[list[int]], drafters.Scripted]] = {
     "copying": lambda text: drafters.copying(ngram=1),
 }
 """Name -> a drafter, given the text (prompt and output) that the model is going to write."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A second thread only gets in the way of models this small; a test module takes this over by its name."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache

@@ -130,7 +130,7 @@ def as_chain(drafts: Drafts) -> Chain:
     """The likeliest branch of the first row, from the committed text to a leaf."""
     row = drafts.row(0)
     tokens, parents = drafts.tokens[row], drafts.parents[row]
-    if (parents == np.arange(-1, len(parents) - 1)).all():
+    if parents.tolist() == list(range(-1, len(parents) - 1)):
         return Chain(tokens.tolist())
     likelihood = drafts.probability[row]
     path, node = [], -1
