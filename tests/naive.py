@@ -163,3 +163,39 @@ def suffix_draft(
     if sum(probabilities) < min_expected:
         return [], []
     return tokens, probabilities
+
+
+def index_continuations(
+    documents: Sequence[Sequence[int]], context: Sequence[int], min_count: int = 1
+) -> dict[int, int]:
+    """Next token -> how often it follows `context` within a document, those seen at least `min_count` times."""
+    found: dict[int, int] = {}
+    m = len(context)
+    wanted = list(context)
+    for document in documents:
+        for start in range(len(document) - m):
+            if list(document[start : start + m]) == wanted:
+                token = document[start + m]
+                found[token] = found.get(token, 0) + 1
+    return {token: count for token, count in found.items() if count >= min_count}
+
+
+def index_match(documents: Sequence[Sequence[int]], text: Sequence[int], min_count: int = 1) -> int:
+    """The length of the longest suffix of `text` that a continuation is kept for."""
+    longest = max((len(document) for document in documents), default=0)
+    for length in range(min(len(text), longest), 0, -1):
+        if index_continuations(documents, text[len(text) - length :], min_count):
+            return length
+    return 0
+
+
+def index_count(documents: Sequence[Sequence[int]], context: Sequence[int]) -> int:
+    """How often `context` is followed by a token of its document."""
+    return sum(index_continuations(documents, context).values())
+
+
+def index_likeliest(documents: Sequence[Sequence[int]], context: Sequence[int], min_count: int = 1) -> tuple[int, int]:
+    """The most frequent kept continuation, of equals the smallest token, and its count."""
+    found = index_continuations(documents, context, min_count)
+    token = min(found, key=lambda token: (-found[token], token))
+    return token, found[token]

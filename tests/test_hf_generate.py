@@ -77,9 +77,7 @@ def test_the_shortest_of_several_lengths_counts() -> None:
     tiny.assert_same(
         tiny.model(), tiny.prompt(12), drafters.truth, max_new_tokens=40, stopping_criteria=[MaxLengthCriteria(17)]
     )
-    tiny.assert_same(
-        tiny.model(), tiny.prompt(12), drafters.truth, max_new_tokens=40, stopping_criteria=[Twice(34)]
-    )
+    tiny.assert_same(tiny.model(), tiny.prompt(12), drafters.truth, max_new_tokens=40, stopping_criteria=[Twice(34)])
 
 
 def test_no_draft_is_asked_for_without_room() -> None:

@@ -119,9 +119,7 @@ def test_a_sliding_cache_of_the_users_own() -> None:
     # Handed back as it came: a cache that goes on recording grows without bound.
     assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
     mask = torch.ones(1, 22, dtype=torch.long)
-    again = tiny.speculative(
-        model, text[:, :22], ours, attention_mask=mask, past_key_values=cache, max_new_tokens=20
-    )
+    again = tiny.speculative(model, text[:, :22], ours, attention_mask=mask, past_key_values=cache, max_new_tokens=20)
     assert again.equal(text)
     assert cache.get_seq_length() == 41
 

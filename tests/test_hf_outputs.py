@@ -87,9 +87,7 @@ def test_in_place_processors_leave_the_logits_alone() -> None:
 
     options = {**EVERYTHING, "output_attentions": False}
     ours = Speculative(tiny.DRAFTERS["copying"]([]))
-    output = tiny.speculative(
-        tiny.model(), tiny.prompt(5), ours, max_new_tokens=5, logits_processor=[add], **options
-    )
+    output = tiny.speculative(tiny.model(), tiny.prompt(5), ours, max_new_tokens=5, logits_processor=[add], **options)
     for scores, logits in zip(output.scores, output.logits, strict=True):
         torch.testing.assert_close(scores, logits + 100.0)
 

@@ -10,9 +10,7 @@ from transformers.generation import GenerationMode
 from freedraft.retrieval.errors import InputError, UnsupportedError
 
 
-def check_request(
-    model: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any]
-) -> None:
+def check_request(model: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
     """Refuse what would give a wrong result, hang, or fail later with a message that does not help.
 
     Raises:

@@ -1,0 +1,84 @@
+"""The command line: `freedraft`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from freedraft.integrations.demo.command import demo
+from freedraft.plugins.registry import drafter_class, drafter_names
+from freedraft.retrieval.errors import FreedraftError
+
+app = typer.Typer(
+    name="freedraft",
+    help="Faster decoding with no draft model and no training.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line on stderr and exit status 1."""
+    try:
+        app()
+    except (FreedraftError, ImportError) as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"freedraft {version('freedraft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def drafters(
+    name: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """List the installed drafters, ours and others', with their settings."""
+    names = [name] if name else drafter_names()
+    described = {one: _describe(one) for one in names}
+    if as_json:
+        typer.echo(json.dumps(described, indent=1))
+        return
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    for one, what in described.items():
+        table = Table(title=f"{one}: {what['summary']}", title_justify="left", title_style="bold", expand=True)
+        table.add_column("setting", no_wrap=True)
+        table.add_column("default", no_wrap=True)
+        table.add_column("what it is")
+        for setting, values in what["settings"].items():
+            table.add_row(setting, str(values["default"]), values["description"])
+        console.print(table)
+
+
+def _describe(name: str) -> dict[str, Any]:
+    loaded = drafter_class(name)
+    settings = {
+        key: {"type": _type_name(field.annotation), "default": field.default, "description": field.description or ""}
+        for key, field in loaded.Settings.model_fields.items()
+    }
+    return {"summary": (loaded.__doc__ or "").strip().split("\n")[0], "settings": settings}
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

@@ -1,0 +1,1 @@
+"""The on-disk retrieval index: build once, open anywhere, follow text through a corpus."""
