@@ -82,3 +82,7 @@ def _describe(name: str) -> dict[str, Any]:
 
 def _type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+if __name__ == "__main__":
+    main()

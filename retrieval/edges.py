@@ -42,7 +42,7 @@ EDGES_A_UNIT = 2
 @kernel
 def spread(token: int) -> int:
     """A bijection of 32-bit numbers that spreads neighbouring token ids over all low bits."""
-    mixed = (np.int64(token) * 0x9E3779B1) & 0xFFFFFFFF
+    mixed = int((np.int64(token) * 0x9E3779B1) & 0xFFFFFFFF)
     return mixed ^ (mixed >> 15)
 
 

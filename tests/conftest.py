@@ -15,7 +15,8 @@ CACHE = Path(os.environ.setdefault("FREEDRAFT_CACHE", str(ROOT / ".cache")))
 
 def _kernel_sources() -> str:
     files = sorted(path for floor in ("retrieval", "plugins", "integrations") for path in (ROOT / floor).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    sources = [source for path in files if b"kernel" in (source := path.read_bytes())]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
 # Numba looks only at a kernel's own file when it asks whether its cache is stale, not at the kernels that it calls.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +17,11 @@ from rich.table import Table
 
 from freedraft.integrations.demo.measure import (
     PLAIN,
-    Generate,
     Measured,
+    Method,
+    greedy,
     measure,
-    plain,
-    transformers_prompt_lookup,
     warm_up,
-    with_freedraft,
 )
 from freedraft.retrieval.errors import InputError
 
@@ -52,9 +52,9 @@ def demo(
     notes = Console(stderr=True)
     prompts = _prompts(prompt)
     methods = _methods(drafter or [], config)
-    with notes.status("loading the model") if notes.is_terminal else _silence():
+    with notes.status("loading the model") if notes.is_terminal else nullcontext():
         language_model, tokenizer = _load(model)
-        warm_up(language_model, tokenizer, list(methods.values()))
+        warm_up(language_model, tokenizer, methods.values())
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=notes, disable=not notes.is_terminal, transient=True) as bar:
@@ -91,7 +91,7 @@ def _prompts(paths: list[Path] | None) -> dict[str, str]:
     return prompts
 
 
-def _methods(drafters: list[str], config: Path | None) -> dict[str, Generate]:
+def _methods(drafters: list[str], config: Path | None) -> dict[str, Method]:
     if drafters and config:
         raise InputError("--drafter and --config: give one of them; a configuration names its drafter itself")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,13 +99,18 @@ def _methods(drafters: list[str], config: Path | None) -> dict[str, Generate]:
         from freedraft.integrations.hf import Speculative
     except ImportError as error:
         raise ImportError(f"{error}; install freedraft[hf]") from error
-    methods: dict[str, Generate] = {PLAIN: plain, LOOKUP: transformers_prompt_lookup}
+    # Ten tokens a draft, as the documentation of transformers shows it.
+    methods = {PLAIN: greedy(), LOOKUP: greedy(lambda: {"prompt_lookup_num_tokens": 10})}
     if drafters:
         for name in drafters:
-            methods[f"freedraft {name}"] = with_freedraft(Speculative(name))
+            methods[f"freedraft {name}"] = greedy(partial(_speculating, Speculative, name))
     else:
-        methods["freedraft"] = with_freedraft(Speculative(config=config))
+        methods["freedraft"] = greedy(partial(_speculating, Speculative, None, config))
     return methods
+
+
+def _speculating(speculative: Any, drafter: str | None, config: Path | None = None) -> dict[str, Any]:
+    return {"custom_generate": speculative(drafter, config=config)}
 
 
 def _load(folder: Path | None) -> tuple[Any, Any]:
@@ -128,12 +133,6 @@ def _load(folder: Path | None) -> tuple[Any, Any]:
     # Sampling settings that a chat model brings along would only be warned of at every call.
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     return model, tokenizer
-
-
-def _silence() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _show(measured: list[Measured], repeats: int, show_text: bool) -> None:

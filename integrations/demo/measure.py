@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -13,6 +13,9 @@ PLAIN = "plain"
 
 Generate = Callable[[Any, Mapping[str, Any], int], Any]
 """`(model, inputs, max_new_tokens) -> ids`, int64 `(1, length)`."""
+
+Method = Callable[[], Generate]
+"""Makes the `Generate` of one run: a drafter that remembers replies must not meet its own in the next run."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def measure(
     tokenizer: Any,
     name: str,
     prompt: str,
-    methods: Mapping[str, Generate],
+    methods: Mapping[str, Method],
     *,
     max_new_tokens: int,
     repeats: int,
@@ -67,8 +70,9 @@ def measure(
     steps: dict[str, int] = {}
     replies: dict[str, list[int]] = {}
     for _ in range(repeats):
-        for method, generate in methods.items():
+        for method, make in methods.items():
             progress(method)
+            generate = make()
             with forward_passes(model) as passes:
                 started = perf_counter()
                 ids = generate(model, inputs, max_new_tokens)
@@ -103,30 +107,25 @@ def encode(tokenizer: Any, prompt: str) -> Mapping[str, Any]:
     return plain
 
 
-def plain(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Any:
-    """Plain greedy decoding."""
-    return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+def greedy(options: Callable[[], Mapping[str, Any]] = dict) -> Method:
+    """Greedy decoding with further arguments of `generate`, made anew for each run."""
+
+    def make() -> Generate:
+        chosen = options()
+
+        def generate(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Any:
+            return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **chosen)
+
+        return generate
+
+    return make
 
 
-def transformers_prompt_lookup(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Any:
-    """Prompt lookup as transformers has it, with ten tokens a draft, as its documentation shows."""
-    return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, prompt_lookup_num_tokens=10)
-
-
-def with_freedraft(speculative: Any) -> Generate:
-    """Greedy decoding with a `Speculative`."""
-
-    def generate(model: Any, inputs: Mapping[str, Any], max_new_tokens: int) -> Any:
-        return model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, custom_generate=speculative)
-
-    return generate
-
-
-def warm_up(model: Any, tokenizer: Any, methods: Sequence[Generate]) -> None:
+def warm_up(model: Any, tokenizer: Any, methods: Iterable[Method]) -> None:
     """Run every method once on a short text, so that nothing is compiled while the clock runs."""
     inputs = encode(tokenizer, "one two three one two three one two")
-    for generate in methods:
-        generate(model, inputs, 8)
+    for make in methods:
+        make()(model, inputs, 8)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,8 @@ def _gguf_file() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -74,6 +75,7 @@ class Speculative:
         self.statistics: Statistics | None = None
         self.totals = Statistics()
         self._guard = Guard(self.drafter)
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Speculative({type(self.drafter).__name__})"
@@ -124,8 +126,9 @@ class Speculative:
             drafting.close()
             target.release()
             statistics.total_seconds = perf_counter() - started
-            self.statistics = statistics
-            self.totals = self.totals + statistics
+            with self._lock:
+                self.statistics = statistics
+                self.totals = self.totals + statistics
         return recorder.result(sequences, target.cache)
 
     def _stop_strings(self, stop_strings: str | list[str] | None) -> list[StoppingCriteria]:
