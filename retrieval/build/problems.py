@@ -45,7 +45,8 @@ class Problems:
         Raises:
             SourceError: with `strict`.
         """
-        message = f"{place}: {detail}"
+        # A file's name may hold what no terminal can print.
+        message = f"{place}: {detail}".encode("utf-8", "replace").decode()
         if self.strict:
             raise SourceError(message)
         self.counts[kind] += 1

@@ -33,7 +33,8 @@ def open_stream(path: str, report: ReportBytes | None = None) -> IO[bytes]:
         OSError: it cannot be opened. Reading raises one of `stream_errors()` where the file is damaged.
         MissingPackageError: a zstd file, and zstandard is not installed.
     """
-    raw = sys.stdin.buffer if path == STANDARD_INPUT else open(path, "rb")
+    # The stream that is returned closes it.
+    raw = sys.stdin.buffer if path == STANDARD_INPUT else open(path, "rb")  # noqa: SIM115
     packed = io.BufferedReader(_Reported(raw, report), CHUNK_BYTES)
     magic = packed.peek(4)[:4]
     if magic[:2] == GZIP_MAGIC:
