@@ -130,7 +130,7 @@ class Sources:
             elif self._walk is not None and os.path.isdir(path):
                 yield from self._walk.files(path, problems)
             else:
-                yield path, os.path.getsize(path)
+                yield path, _size(path)
 
     def _documents_of(self, path: str) -> Iterator[RawDocument]:
         place = "stdin" if path == STANDARD_INPUT else path
@@ -191,7 +191,8 @@ class Sources:
             self.problems.add(ProblemKind.WRONG_VALUE, name, f"field {self.options.field!r}: {error}")
             return
         for content in contents:
-            yield RawDocument(name, content)
+            if len(content):
+                yield RawDocument(name, content)
 
     def _chat(self, value: list[Any]) -> Iterator[str]:
         messages = as_messages(value)
@@ -207,3 +208,11 @@ class Sources:
         if low < 0 or high >= self._vocabulary_size:
             raise ValueError(f"token id {low if low < 0 else high} is not one of 0..{self._vocabulary_size - 1}")
         return np.array(values, np.int32)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        # Reading it will say so.
+        return 0

@@ -32,8 +32,8 @@ def read_text(stream: IO[bytes], place: str, problems: Problems) -> Iterator[str
     while more:
         # Bounded, so part of a line if the line is long.
         line = stream.readline(PIECE_CHARACTERS)
-        more = bool(line)
         ends = line.endswith(b"\n")
+        more = ends or len(line) == PIECE_CHARACTERS
         gap = False
         try:
             text = decoder.decode(line, final=ends or not more)
