@@ -1,11 +1,12 @@
 """Configuration: from a dict, a JSON string or a YAML file to a validated drafter's settings.
 
 The same mapping everywhere, flat: `drafter` names the drafter, the reserved sections `generate` and `vllm` hold
-what belongs to a runtime, and every other key is a setting of the drafter:
+what belongs to a runtime, `pacing` how much of a draft is verified, and every other key is a setting of the drafter:
 
     drafter: suffix_automaton
     max_tokens: 12
     memory: 2GiB
+    pacing: off
     vllm:
       log_interval: 10
 """
@@ -26,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from freedraft.retrieval.errors import ConfigError
 
 DEFAULT_DRAFTER = "suffix_automaton"
-RUNTIME_SECTIONS = ("generate", "vllm")
+SECTIONS = ("generate", "pacing", "vllm")
+SWITCHES = {"on": True, "off": False, True: True, False: False}
 ENVIRONMENT_VARIABLE = "FREEDRAFT_CONFIG"
 
 
@@ -47,7 +49,7 @@ class Config:
     Attributes:
         drafter: the drafter's registered name.
         settings: the drafter's own settings, not yet validated: its model does that in `registry.make_drafter`.
-        sections: the runtimes' sections by name (`generate`, `vllm`), likewise.
+        sections: the sections by name (`generate`, `pacing`, `vllm`), likewise; empty where none was given.
     """
 
     drafter: str = DEFAULT_DRAFTER
@@ -120,10 +122,13 @@ def _from_mapping(mapping: Any, where: str) -> Config:
     if not isinstance(drafter, str):
         raise ConfigError(f"{where}: drafter: expected a name, got {drafter!r}")
     sections = {}
-    for name in RUNTIME_SECTIONS:
+    for name in SECTIONS:
         section = values.pop(name, None)
         if section is None:
             section = {}
+        elif name == "pacing" and isinstance(section, bool | str) and section in SWITCHES:
+            # YAML reads off as a false; JSON and the command line say it as a word.
+            section = {"enabled": SWITCHES[section]}
         if not isinstance(section, Mapping):
             raise ConfigError(f"{where}: {name}: expected a mapping of settings, got {section!r}")
         sections[name] = section

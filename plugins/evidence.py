@@ -10,7 +10,7 @@ import numpy as np
 
 from freedraft.retrieval.contexts import likeliest_times
 from freedraft.retrieval.edges import COUNT, LENGTH, LINK, NO_TOKEN, RECENT, TOKEN, find_edge
-from freedraft.retrieval.growth import HEAD_ROOT, text_at
+from freedraft.retrieval.growth import HEAD_LEARNING, HEAD_LENGTH, HEAD_ROOT, text_at
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64
 
@@ -28,6 +28,9 @@ KINDS = 4
 
 CONTEXTS_A_TEXT = 3
 MAX_CONTEXTS = 16
+
+# A cursor in another text matches no more of a sequence's tokens than this, so that it depends on these alone.
+REACH = 64
 
 # Divides texts that share an automaton; no model's vocabulary has it, and it is never drafted.
 SEPARATOR = MAX_TOKEN
@@ -60,6 +63,27 @@ def settle(states: Int32, state: int, matched: int) -> int:
     while states[state, LINK] != 0 and matched <= states[states[state, LINK], LENGTH]:
         state = states[state, LINK]
     return state
+
+
+@kernel
+def follow(
+    words: Int32, states: Int32, edges: Int32, root: int, state: int, matched: int, token: int
+) -> tuple[int, int]:
+    """As `advance`, in another text than the sequence's own: no further back than `REACH`."""
+    state, matched = advance(words, states, edges, root, state, matched, token)
+    if matched > REACH:
+        return settle(states, state, REACH), REACH
+    return state, matched
+
+
+@kernel
+def find_end(words: Int32, states: Int32, edges: Int32, own: Int32, root: int) -> tuple[int, int]:
+    """The cursor in another text, whose root is given, behind the end of a sequence's own text. O(`REACH`)."""
+    state, matched = root, 0
+    if own[HEAD_LEARNING] != 0:
+        for position in range(max(0, own[HEAD_LENGTH] - REACH), own[HEAD_LENGTH]):
+            state, matched = follow(words, states, edges, root, state, matched, text_at(words, own, position))
+    return state, matched
 
 
 @kernel

@@ -18,11 +18,14 @@ from freedraft.plugins.evidence import (
     OWN,
     RESPONSES,
     advance,
+    find_end,
+    follow,
     gather,
     root_of,
     settle,
 )
 from freedraft.plugins.mixing import Candidates, Mixer, correct, learn, learn_correction, predict, room
+from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.responses import GENERATIONS, Responses
 from freedraft.retrieval.automaton import SuffixAutomata
@@ -43,9 +46,11 @@ from freedraft.retrieval.growth import (
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8, as_offsets, as_tokens
 
-# A cursor is followed through other texts by this many tokens of a prompt's end; more would only lengthen the start.
-PROMPT_TAIL = 64
 NOT_STARTED = -1
+
+# Bytes of the arena that a token of earlier replies may take, a generous estimate: both generations together are to
+# leave half of it to the sequences.
+RESPONSE_BYTES = 128
 
 SOURCES = np.array([Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE], np.uint8)
 
@@ -64,7 +69,11 @@ class FusionSettings(OwnTextSettings):
         "by its timing that it exists: choose `off` where tenants must not learn that of each other.",
     )
     response_tokens: int = Field(
-        500_000, ge=1000, le=2**20, description="Tokens of earlier replies a generation holds; there are two."
+        500_000,
+        ge=1000,
+        le=2**20,
+        description="Tokens of earlier replies a generation holds, about; there are two. "
+        "They live in `memory`, and never plan on more than half of it: with 64 MiB, about 130,000.",
     )
 
 
@@ -72,7 +81,8 @@ class Sequences(NamedTuple):
     """What fusion keeps for each slot, beside its automaton.
 
     Attributes:
-        cursors: int64 `(slots, GENERATIONS, 2)`, state and matched tokens in each generation of responses.
+        cursors: int64 `(slots, GENERATIONS, 2)`, state and matched tokens in each generation of responses, from the
+            first draft on.
         started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
         considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
         tokens: int32 `(slots, longest + 1)`, these.
@@ -96,12 +106,17 @@ class Fusion:
 
     Settings: ClassVar[type[FusionSettings]] = FusionSettings
     feedback: ClassVar[frozenset[FeedbackKind]] = frozenset()
+    calibrated: ClassVar[bool] = True
+    """Its probabilities are what they say: pacing is on by default."""
 
     def __init__(self, settings: FusionSettings) -> None:
         self.settings = settings
         self.automata = SuffixAutomata(memory=int(settings.memory), max_length=settings.max_length)
         self.mixer = mixing.start()
-        self.responses = Responses(self.automata, settings.response_tokens if settings.scope == "engine" else 0)
+        room = int(settings.memory) // (2 * GENERATIONS * RESPONSE_BYTES)
+        self.responses = Responses(
+            self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0
+        )
         self._sequences = _no_sequences(settings.max_tokens)
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
@@ -113,7 +128,6 @@ class Fusion:
         kept = self._sequences
         kept.started[slots] = NOT_STARTED
         kept.considered[slots] = 0
-        kept.cursors[slots] = self.responses.beginning
         if len(prompts):
             try:
                 self.extend(slots, prompts, offsets)
@@ -161,6 +175,9 @@ class Fusion:
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; the replies become a source for others. Errors as `SuffixAutomata.close`."""
         if self.responses.enabled:
+            self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it
+            if len(np.unique(slots)) != len(slots):
+                raise InputError(f"slots: expected distinct ones, got {slots}")
             self.responses.add(slots, self._sequences.started[slots])
         self.automata.close(slots)
         if self.responses.rotate():
@@ -168,9 +185,8 @@ class Fusion:
             self._sequences.cursors[:, 0] = self.responses.beginning[0]
 
     def save(self, path: str | Path) -> None:
-        """Write what the predictor has learnt to an `.npz` file."""
-        with Path(path).open("wb") as file:
-            np.savez_compressed(file, **self.mixer._asdict())
+        """Write what the predictor has learnt to a file; no text, and no token, is in it."""
+        write_mixer(self.mixer, Path(path))
 
     def load(self, path: str | Path) -> None:
         """Take up what `save` wrote.
@@ -178,17 +194,7 @@ class Fusion:
         Raises:
             InputError: not such a file, or one of another version's shapes.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                loaded = {name: stored[name] for name in Mixer._fields}
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a saved predictor: {error}") from error
-        for name, array in loaded.items():
-            expected = getattr(self.mixer, name)
-            if array.shape != expected.shape or array.dtype != expected.dtype or not np.isfinite(array).all():
-                raise InputError(f"{path}: {name}: expected finite {expected.dtype} {expected.shape}")
-        loaded["rates"] = np.clip(loaded["rates"], mixing.LOWEST, 1 - mixing.LOWEST)
-        self.mixer = Mixer(**loaded)
+        self.mixer = read_mixer(Path(path))
 
     def _grow(self, slots: int) -> None:
         old = self._sequences
@@ -207,6 +213,26 @@ def _no_sequences(longest: int) -> Sequences:
         np.zeros((0, longest + 1), np.int32),
         np.zeros((0, longest + 1), np.float32),
     )
+
+
+@kernel
+def take_up(states: Int32, generations: Int64, kept: Int64, cursors: Int64) -> None:
+    """Copy a sequence's cursors in the generations, `kept`, to `cursors`, its own text's being first there."""
+    for i in range(GENERATIONS):
+        if generations[i] >= 0:
+            cursors[1 + i, 0], cursors[1 + i, 1] = settle(states, kept[i, 0], kept[i, 1]), kept[i, 1]
+
+
+@kernel
+def follow_all(
+    words: Int32, states: Int32, edges: Int32, sequences: Int32, generations: Int64, cursors: Int64, token: int
+) -> None:
+    """Move the cursors in the generations past a token."""
+    for i in range(GENERATIONS):
+        if generations[i] >= 0:
+            root = root_of(sequences, generations[i])
+            state, matched = follow(words, states, edges, root, cursors[1 + i, 0], cursors[1 + i, 1], token)
+            cursors[1 + i, 0], cursors[1 + i, 1] = state, matched
 
 
 @kernel
@@ -274,10 +300,8 @@ def extend_batch(
         own = sequences[slot]
         replying = kept.started[slot] >= 0
         judging = replying
-        for i in range(GENERATIONS):
-            if generations[i] >= 0:
-                state, matched = kept.cursors[slot, i, 0], kept.cursors[slot, i, 1]
-                cursors[1 + i, 0], cursors[1 + i, 1] = settle(states, state, matched), matched
+        if replying:
+            take_up(states, generations, kept.cursors[slot], cursors)
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
@@ -293,15 +317,10 @@ def extend_batch(
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
                 follow_token(words, states, edges, own, token)
-            if replying or offsets[row + 1] - i <= PROMPT_TAIL:
-                for j in range(GENERATIONS):
-                    if generations[j] >= 0:
-                        root = root_of(sequences, generations[j])
-                        state, matched = advance(
-                            words, states, edges, root, cursors[1 + j, 0], cursors[1 + j, 1], token
-                        )
-                        cursors[1 + j, 0], cursors[1 + j, 1] = state, matched
-        kept.cursors[slot] = cursors[1:]
+            if replying:
+                follow_all(words, states, edges, sequences, generations, cursors, token)
+        if replying:
+            kept.cursors[slot] = cursors[1:]
         kept.considered[slot] = 0
     return FINE
 
@@ -333,18 +352,21 @@ def draft_batch(
     cursors = np.empty((1 + GENERATIONS, 2), np.int64)
     used = 0
     offsets[0] = 0
-    for row in range(len(slots)):
-        slot = slots[row]
+    for slot in slots:
         if not is_open(sequences, slot):
             return BAD_SLOT
+    for row in range(len(slots)):
+        slot = slots[row]
         own = sequences[slot]
         if kept.started[slot] == NOT_STARTED:
             kept.started[slot] = own[HEAD_LENGTH]
+            for i in range(GENERATIONS):
+                if generations[i] >= 0:
+                    root = root_of(sequences, generations[i])
+                    state, matched = find_end(words, states, edges, own, root)
+                    kept.cursors[slot, i, 0], kept.cursors[slot, i, 1] = state, matched
         cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-        for i in range(GENERATIONS):
-            if generations[i] >= 0:
-                state, matched = kept.cursors[slot, i, 0], kept.cursors[slot, i, 1]
-                cursors[1 + i, 0], cursors[1 + i, 1] = settle(states, state, matched), matched
+        take_up(states, generations, kept.cursors[slot], cursors)
         likelihood = 1.0
         depth = 0
         most = min(longest, budget[row])
@@ -381,12 +403,6 @@ def draft_batch(
                     words, states, edges, root_of(sequences, slot), cursors[0, 0], cursors[0, 1], token
                 )
                 cursors[0, 0], cursors[0, 1] = state, matched
-                for i in range(GENERATIONS):
-                    if generations[i] >= 0:
-                        root = root_of(sequences, generations[i])
-                        state, matched = advance(
-                            words, states, edges, root, cursors[1 + i, 0], cursors[1 + i, 1], token
-                        )
-                        cursors[1 + i, 0], cursors[1 + i, 1] = state, matched
+                follow_all(words, states, edges, sequences, generations, cursors, token)
         offsets[row + 1] = used
     return FINE

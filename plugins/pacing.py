@@ -12,15 +12,16 @@ always whole beginnings of drafts. T is measured while running; where nothing pa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.config import Settings
+from freedraft.plugins.config import Settings, validate_settings
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Float64, Int64
+from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, UInt8
 
 # The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
@@ -30,11 +31,12 @@ CALIBRATION_BUCKETS = 10
 
 
 class PacingSettings(Settings):
-    """Settings of the section `pacing`; `pacing: off` in short."""
+    """Settings of the section `pacing`; `pacing: off` and `pacing: on` in short."""
 
     enabled: bool | None = Field(
         None,
-        description="Whether to pace drafts; by default only those of `fusion`, whose probabilities are calibrated.",
+        description="Whether to pace drafts. By default those of drafters whose probabilities are calibrated, such as "
+        "`fusion`, and of any drafter for which this section is given.",
     )
     margin: float = Field(
         0.02, ge=0, le=1, description="Draft only where the expected gain in tokens a second is above this share."
@@ -42,11 +44,16 @@ class PacingSettings(Settings):
     explore: int = Field(
         100,
         ge=2,
-        description="After so many steps in a row that all verified a draft, or all none though there was one, try the "
-        "other once: T of both has to be known, and changes.",
+        description="After so many steps that all verified a draft, or all none though there was one, try the other "
+        "once: T of both has to be known, and changes.",
     )
     prior_slope: float = Field(
         0.03, ge=0, description="What one more token is taken to cost, as a share of a step, until that is measured."
+    )
+    uniform: bool = Field(
+        False,
+        description="Verify all that was drafted or nothing, for a runtime whose steps are fastest when all sequences "
+        "have drafts of one length (CUDA graphs).",
     )
 
 
@@ -54,8 +61,9 @@ class StepTime:
     """T(n), learnt from the steps that were taken.
 
     T is kept as a shape, T(n) / T(1), which changes slowly, times a scale, which follows the growing context and the
-    load of the machine. Samples count no more than twice or half what is expected, so that a stray one does little, and
-    a change of load is followed within some twenty steps all the same. The shape used is the closest one that never
+    load of the machine. A place's first samples count by their median, and later ones no more than twice or half what
+    is expected, so that a stray one does little, and a change of load is followed within some twenty steps all the
+    same. What was measured long ago weighs less than what is measured now. The shape used is the closest one that never
     falls (pool adjacent violators; Ayer et al. 1955).
 
     Attributes:
@@ -64,37 +72,44 @@ class StepTime:
         samples: int64 `(len(GRID),)`, steps seen near each n.
     """
 
-    MEMORY = 50.0
-    PRIOR_WEIGHT = 0.5
+    FIRST = 5
+    """Samples that count by their median."""
+    FADE = 0.98
+    """By this the weight of all that was measured falls at every step."""
     SCALE_RATE = 0.1
 
     def __init__(self, prior_slope: float) -> None:
         self._log_grid = np.log(GRID)
         self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
         self._raw: Float64 = self._prior.copy()
-        self._weight: Float64 = np.full(len(GRID), self.PRIOR_WEIGHT)
+        self._weight: Float64 = np.zeros(len(GRID))
+        self._first: list[list[float]] = [[] for _ in GRID]
+        self._first_scales: list[float] = []
         self.shape: Float64 = self._prior.copy()
         self.scale = 0.0
         self.samples: Int64 = np.zeros(len(GRID), np.int64)
 
     def record(self, tokens: int, seconds: float) -> None:
-        """Take in one step: `tokens` in its forward pass, `seconds` from end to end."""
+        """Take in one step: `tokens` in its forward pass, `seconds` from end to end. Nonsense is left out."""
         if tokens < 1 or not 0 < seconds < float("inf"):
             return
         at = self._place(tokens)
-        # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
-        if self.scale == 0.0:
-            self.scale = seconds / self.shape_at(tokens)
-        expected = self.scale * self.shape_at(tokens)
-        known = self.samples[at] >= 3
-        ratio = seconds / expected
-        bounded = min(max(ratio, 0.5), 2.0) if known else ratio
+        shape = self.shape_at(tokens)
+        self._weight *= self.FADE
+        self._weight[at] += 1.0
         self.samples[at] += 1
-        if known or self.samples.sum() <= 3:
-            self.scale *= 1.0 + self.SCALE_RATE * (bounded - 1.0)
-        self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
-        self._raw[at] += (self._raw[at] * bounded - self._raw[at]) / self._weight[at]
-        fit_monotone(self._raw, self._weight, self._prior, self.shape)
+        if len(self._first_scales) < self.FIRST:
+            self._first_scales.append(seconds / shape)
+            self.scale = median(self._first_scales)
+        if self.samples[at] <= self.FIRST:
+            self._first[at].append(seconds)
+            self._raw[at] = median(self._first[at]) / self.scale
+        else:
+            ratio = seconds / (self.scale * shape)
+            # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
+            self.scale *= 1.0 + self.SCALE_RATE * (min(max(ratio, 0.5), 2.0) - 1.0)
+            self._raw[at] *= 1.0 + (min(max(ratio, 2 / 3), 3 / 2) - 1.0) / max(self._weight[at], 1.0)
+        fit_monotone(self._raw, self._weight, self.samples, self._prior, self.shape)
 
     def shape_at(self, tokens: int) -> float:
         """T(tokens) / T(1)."""
@@ -104,9 +119,6 @@ class StepTime:
         """Steps seen near `tokens`."""
         return int(self.samples[self._place(tokens)])
 
-    def _place(self, tokens: int) -> int:
-        return int(np.abs(self._log_grid - math.log(max(tokens, 1))).argmin())
-
     def table(self) -> dict[int, float]:
         """T(n) in seconds, for the n that were measured."""
         return {
@@ -115,14 +127,21 @@ class StepTime:
             if samples
         }
 
+    def _place(self, tokens: int) -> int:
+        return int(np.abs(self._log_grid - math.log(max(tokens, 1))).argmin())
+
 
 class Pacer:
     """Cuts drafts to what pays, and keeps account of how they did.
 
+    A runtime calls, at every step that is no prefill, `cut` with the drafts, `judge` with what became of those that it
+    verified, and `record` with the time of the whole step.
+
     Attributes:
         step_time: T(n).
-        steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: of these,
-            the ones that were only tried out.
+        steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
+            that did what was not thought best, to measure it.
+        drafted, kept: tokens that came into `cut`, and that it left.
         calibration: float64 `(CALIBRATION_BUCKETS, 3)`: tokens judged, of them right, and the sum of their
             probabilities, by tenths of the probability that a token is right if its ancestors are.
     """
@@ -134,9 +153,9 @@ class Pacer:
         self.settings = settings or PacingSettings()
         self.step_time = StepTime(self.settings.prior_slope)
         self.steps = self.verified = self.explored = 0
+        self.drafted = self.kept = 0
         self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
-        self._paid = False
-        self._run = 0
+        self._since_plain = self._since_verified = 0
 
     def cut(self, drafts: Drafts, sequences: int) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
@@ -145,44 +164,54 @@ class Pacer:
         """
         total = len(drafts.tokens)
         if total == 0:
+            self._since_plain = 0
             return drafts
         self.steps += 1
-        threshold = best_threshold(
-            drafts.probability, sequences, GRID, self.step_time.shape, 1.0 + self.settings.margin
-        )
-        pays = threshold <= 1.0
-        self._run = self._run + 1 if pays == self._paid else 0
-        self._paid = pays
-        if self._run >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
-            self._run = 0
-            self.explored += 1
-            pays = self.step_time.samples_at(sequences) >= self.FIRST_PLAIN and not pays
-            threshold = 0.0
-        if not pays:
+        self.drafted += total
+        probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
+        keep, gain = best_prefix(probability, max(sequences, 1), GRID, self.step_time.shape, self.settings.uniform)
+        pays = gain > 1.0 + self.settings.margin
+        if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
+            verify = False
+        elif pays:
+            verify = self._since_plain < self.settings.explore
+        else:
+            verify = self._since_verified >= self.settings.explore
+        self.explored += verify != pays
+        if not verify:
+            self._since_plain = 0
+            self._since_verified += 1
             return Drafts.empty(drafts.rows)
+        self._since_plain += 1
+        self._since_verified = 0
         self.verified += 1
-        kept = drafts.probability >= threshold
-        if kept.all():
+        self.kept += keep
+        if keep == total:
             return drafts
-        offsets = np.concatenate([[0], np.cumsum(kept)])[drafts.offsets]
-        return Drafts(drafts.tokens[kept], drafts.parents[kept], drafts.probability[kept], drafts.source[kept], offsets)
+        return Drafts(*keep_likeliest(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, keep))
 
     def record(self, tokens: int, seconds: float) -> None:
         """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
         self.step_time.record(tokens, seconds)
 
-    def judge(self, probability: Float32, accepted: int) -> None:
-        """Take in how one verified chain did: its cumulative probabilities, and how many tokens were accepted."""
-        conditional = probability.astype(np.float64)
-        conditional[1:] /= np.maximum(probability[:-1], 1e-9)
-        for i in range(min(len(conditional), accepted + 1)):
-            bucket = min(int(conditional[i] * CALIBRATION_BUCKETS), CALIBRATION_BUCKETS - 1)
-            self.calibration[bucket] += (1, i < accepted, conditional[i])
+    def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
+        """Take in how chains did that were verified.
+
+        Args:
+            probability: float32 `(t,)`, cumulative along each chain, as in `Drafts`.
+            offsets: int64 `(n + 1,)`.
+            accepted: int64 `(n,)`, tokens of each chain that were accepted.
+        """
+        judge_chains(probability, offsets, accepted, self.calibration)
 
     def report(self) -> dict[str, Any]:
-        """What was decided and why, for people: T(n) in milliseconds, counts, the calibration table."""
+        """What was decided and why, for people and JSON.
+
+        `step_ms` is T(n) in milliseconds, `calibration` the predicted and the observed share of right tokens, given
+        that all before them were right, by tenths of the prediction.
+        """
         rows = [
-            {"tokens": int(count), "predicted": total / count, "observed": right / count}
+            {"tokens": int(count), "predicted": round(total / count, 4), "observed": round(right / count, 4)}
             for count, right, total in self.calibration
             if count
         ]
@@ -191,8 +220,34 @@ class Pacer:
             "steps": self.steps,
             "verified": self.verified,
             "explored": self.explored,
+            "drafted": self.drafted,
+            "kept": self.kept,
             "calibration": rows,
         }
+
+
+def pacer_for(drafter: Any, section: Mapping[str, Any]) -> Pacer | None:
+    """The pacer that the section `pacing` of a configuration asks for, None where drafts are not to be paced.
+
+    Args:
+        drafter: the drafter; paced without being asked for when it has a true attribute `calibrated`.
+        section: the section, empty where none was given.
+
+    Raises:
+        ConfigError: unknown setting or bad value.
+    """
+    settings = validate_settings(PacingSettings, section, "pacing")
+    enabled = settings.enabled
+    if enabled is None:
+        enabled = bool(section) or bool(getattr(drafter, "calibrated", False))
+    return Pacer(settings) if enabled else None
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of a few numbers; numpy's takes longer."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 @kernel
@@ -209,7 +264,7 @@ def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
 
 
 @kernel
-def fit_monotone(raw: Float64, weight: Float64, prior: Float64, shape: Float64) -> None:
+def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, shape: Float64) -> None:
     """Write the non-falling fit of `raw` to `shape`, 1 at its first place.
 
     Points that were never measured say nothing: they take the value that the measured ones around them give, and
@@ -221,9 +276,9 @@ def fit_monotone(raw: Float64, weight: Float64, prior: Float64, shape: Float64) 
     ends = np.empty(len(raw), np.int64)
     pools = 0
     for i in range(len(raw)):
-        if weight[i] < 1.0:
+        if samples[i] == 0:
             continue
-        means[pools], weights[pools], ends[pools] = raw[i], weight[i], i
+        means[pools], weights[pools], ends[pools] = raw[i], max(weight[i], 1e-3), i
         pools += 1
         while pools > 1 and means[pools - 2] > means[pools - 1]:
             both = weights[pools - 2] + weights[pools - 1]
@@ -236,7 +291,7 @@ def fit_monotone(raw: Float64, weight: Float64, prior: Float64, shape: Float64) 
         return
     pool = 0
     for i in range(len(raw)):
-        if weight[i] < 1.0:
+        if samples[i] == 0:
             continue
         while i > ends[pool]:
             pool += 1
@@ -244,11 +299,11 @@ def fit_monotone(raw: Float64, weight: Float64, prior: Float64, shape: Float64) 
     # The unmeasured: between neighbours in proportion to the prior's rise, outside by the prior's ratio.
     left = -1
     for i in range(len(raw)):
-        if weight[i] >= 1.0:
+        if samples[i] > 0:
             left = i
             continue
         right = i
-        while right < len(raw) and weight[right] < 1.0:
+        while right < len(raw) and samples[right] == 0:
             right += 1
         if left >= 0 and right < len(raw):
             rise = max(prior[right] - prior[left], 1e-9)
@@ -263,18 +318,90 @@ def fit_monotone(raw: Float64, weight: Float64, prior: Float64, shape: Float64) 
 
 
 @kernel
-def best_threshold(probability: Float32, sequences: int, grid: Int64, shape: Float64, least: float) -> float:
-    """The lowest probability worth verifying, or 2 where no draft gains `least` times the rate of none."""
+def never_rising(probability: Float32, parents: Int32, offsets: Int64) -> Float32:
+    """The probabilities, none above its parent's and none NaN, whatever a drafter says."""
+    sound = np.empty(len(probability), np.float32)
+    for row in range(len(offsets) - 1):
+        for i in range(offsets[row], offsets[row + 1]):
+            most = 1.0 if parents[i] < 0 else sound[offsets[row] + parents[i]]
+            sound[i] = min(probability[i], most) if probability[i] > 0.0 else 0.0
+    return sound
+
+
+@kernel
+def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float64, whole: bool) -> tuple[int, float]:
+    """The k from 1 up for which the k likeliest tokens give the most committed tokens a second; `whole` = all.
+
+    Returns:
+        k, and what it gives, as a multiple of what no draft gives.
+    """
     ordered = np.sort(probability)
+    total = len(ordered)
+    last = len(grid) - 1
+    plain = sequences / interpolate(grid, shape, sequences)
     expected = float(sequences)
-    best = expected / interpolate(grid, shape, sequences)
-    needed = best * least
-    threshold = 2.0
-    for k in range(len(ordered)):
-        p = ordered[len(ordered) - 1 - k]
-        expected += p
-        rate = expected / interpolate(grid, shape, sequences + k + 1)
-        if rate > best and rate > needed:
-            best = rate
-            threshold = p
-    return threshold
+    best, best_rate = total, 0.0
+    at = 0
+    for k in range(1, total + 1):
+        expected += ordered[total - k]
+        if whole and k < total:
+            continue
+        tokens = sequences + k
+        while at < last and grid[at + 1] <= tokens:
+            at += 1
+        if at == last:
+            time = shape[last] * tokens / grid[last]
+        else:
+            share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
+            time = shape[at] + share * (shape[at + 1] - shape[at])
+        if expected / time > best_rate:
+            best, best_rate = k, expected / time
+    return best, best_rate / plain
+
+
+@kernel
+def keep_likeliest(
+    tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64, keep: int
+) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
+    """The `keep` likeliest nodes, 1 or more, of equals the first; the parts of `Drafts`.
+
+    A node is never likelier than its parent and comes after it, so no node loses its parent.
+    """
+    threshold = np.sort(probability)[len(probability) - keep]
+    equals = keep
+    for p in probability:
+        equals -= p > threshold
+    kept_tokens, kept_parents = np.empty(keep, np.int32), np.empty(keep, np.int32)
+    kept_probability, kept_source = np.empty(keep, np.float32), np.empty(keep, np.uint8)
+    kept_offsets = np.zeros(len(offsets), np.int64)
+    place = np.empty(len(tokens), np.int32)
+    used = 0
+    for row in range(len(offsets) - 1):
+        start = used
+        for i in range(offsets[row], offsets[row + 1]):
+            if probability[i] < threshold:
+                continue
+            if probability[i] == threshold:
+                if equals == 0:
+                    continue
+                equals -= 1
+            place[i] = used - start
+            kept_tokens[used], kept_probability[used], kept_source[used] = tokens[i], probability[i], source[i]
+            kept_parents[used] = -1 if parents[i] < 0 else place[offsets[row] + parents[i]]
+            used += 1
+        kept_offsets[row + 1] = used
+    return kept_tokens, kept_parents, kept_probability, kept_source, kept_offsets
+
+
+@kernel
+def judge_chains(probability: Float32, offsets: Int64, accepted: Int64, calibration: Float64) -> None:
+    """Count the tokens whose ancestors were right in `calibration`; see `Pacer`."""
+    for row in range(len(offsets) - 1):
+        before = 1.0
+        for i in range(offsets[row], min(offsets[row + 1], offsets[row] + accepted[row] + 1)):
+            conditional = min(probability[i] / max(before, 1e-9), 1.0)
+            before = probability[i]
+            at = min(int(conditional * len(calibration)), len(calibration) - 1)
+            calibration[at, 0] += 1.0
+            calibration[at, 1] += 1.0 if i - offsets[row] < accepted[row] else 0.0
+            calibration[at, 2] += conditional

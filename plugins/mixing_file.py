@@ -1,0 +1,59 @@
+"""The file of a mixer: an uncompressed `.npz` with its four arrays, read without trust in who wrote it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from freedraft.plugins.mixing import LOWEST, RATE_LIMIT, Mixer, start
+from freedraft.retrieval.errors import InputError
+
+# A member's header, on top of its array's bytes.
+HEADER_BYTES = 1024
+WEIGHT_LIMIT = 16.0
+
+
+def write_mixer(mixer: Mixer, path: Path) -> None:
+    """Write `mixer` to `path`, all or nothing."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **mixer._asdict())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_mixer(path: Path) -> Mixer:
+    """Read what `write_mixer` wrote; nothing in the file is run, and no more is read than a mixer takes.
+
+    Raises:
+        InputError: not such a file, cut off, changed, or of another version's shapes.
+    """
+    expected = start()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+            for name, array in expected._asdict().items():
+                if not sizes.get(f"{name}.npy", 0) <= array.nbytes + HEADER_BYTES:
+                    raise InputError(f"{path}: {name}: {sizes[f'{name}.npy']} bytes are too many")
+        with np.load(path, allow_pickle=False) as stored:
+            loaded = {name: stored[name] for name in Mixer._fields}
+    except InputError:
+        raise
+    # numpy, zipfile and zlib each have their own ways to say that a file is broken.
+    except Exception as error:
+        raise InputError(f"{path}: not a saved predictor: {error}") from error
+    for name, array in loaded.items():
+        like = getattr(expected, name)
+        if array.shape != like.shape or array.dtype != like.dtype or not np.isfinite(array).all():
+            raise InputError(f"{path}: {name}: expected finite {like.dtype} {like.shape}, got {array.dtype}")
+    return Mixer(
+        np.ascontiguousarray(np.clip(loaded["rates"], LOWEST, 1 - LOWEST)),
+        np.ascontiguousarray(np.clip(loaded["observed"], 0, RATE_LIMIT)),
+        np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
+        np.ascontiguousarray(np.clip(loaded["correction"], LOWEST, 1 - LOWEST)),
+    )
