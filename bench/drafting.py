@@ -1,7 +1,9 @@
 """Time an engine step of drafting (commit 2 tokens, draft 8) beside the peers, and a prompt's intake.
 
-Everything runs on one thread, in one process, and the drafters take turns at every step, so that a noisy machine is
-noisy for all. Each drafts for the same sequences and commits the same text.
+Everything runs on one thread, in one process. First the drafters take turns at every step, so that a noisy machine is
+noisy for all, and each finds the caches full of the others' data, as after a model's forward pass on a CPU. Then each
+runs its steps back to back, as beside a model on an accelerator. All draft for the same sequences and commit the same
+text.
 
     python bench/drafting.py [--quick] [--out FOLDER]
 """
@@ -145,34 +147,40 @@ def contenders() -> list[Contender]:
 def compare(rows: int, context: int, steps: int, seed: int = 0) -> list[dict[str, Any]]:
     """Time `steps` engine steps of every contender, in turns; rows of a result table."""
     text = library_tokens(3_000_000)
-    span = context + steps * COMMITTED
+    span = context + 2 * steps * COMMITTED
     starts = np.random.default_rng(seed).integers(0, len(text) - span, rows)
     texts = [text[start : start + context] for start in starts]
     field = contenders()
-    taken: dict[str, list[float]] = {one.name: [] for one in field}
-    begun = {one.name: timed(lambda one=one: one.start(texts, steps)) for one in field}
-    for step in range(steps):
+    begun = {one.name: timed(lambda one=one: one.start(texts, 2 * steps)) for one in field}
+
+    def take(one: Contender, step: int) -> float:
         at = context + step * COMMITTED
         new = [np.ascontiguousarray(text[start + at : start + at + COMMITTED]) for start in starts]
+        if isinstance(one, VllmNgram):
+            one.commit(new)
+        return timed(lambda: one.step(new))
+
+    turns: dict[str, list[float]] = {one.name: [] for one in field}
+    for step in range(steps):
         for one in field:
-            if isinstance(one, VllmNgram):
-                one.commit(new)
-            taken[one.name].append(timed(lambda one=one, new=new: one.step(new)))
+            turns[one.name].append(take(one, step))
+    alone = {one.name: [take(one, step) for step in range(steps, 2 * steps)] for one in field}
     used = next(one.memory for one in field if isinstance(one, Freedraft))
     for one in field:
         one.stop()
-    ours = median(taken[field[0].name])
+    ours = field[0].name
     result = []
     for one in field:
-        middle = median(taken[one.name])
+        in_turns, back_to_back = median(turns[one.name]), median(alone[one.name])
         result.append(
             {
                 "rows": rows,
                 "context": context,
                 "drafter": one.name,
-                "us a step": round(middle * 1e6, 2),
-                "us a step and row": round(middle * 1e6 / rows, 3),
-                "x ours": round(middle / ours, 2),
+                "us a step, in turns": round(in_turns * 1e6, 2),
+                "x ours": round(in_turns / median(turns[ours]), 2),
+                "us a step, back to back": round(back_to_back * 1e6, 2),
+                "x ours, back to back": round(back_to_back / median(alone[ours]), 2),
                 "start, ms a row": round(begun[one.name] * 1e3 / rows, 2),
                 "bytes a token": round(used / (rows * span), 1) if one is field[0] else "",
             }
@@ -195,7 +203,7 @@ def main() -> None:
             table = compare(rows, context, steps)
             show(f"{rows} x {context}: commit {COMMITTED}, draft {DRAFTED}, one thread", table)
             results += table
-    note = "medians over steps; contenders take turns at every step; text: the Python standard library's sources"
+    note = "medians over steps; text: the Python standard library's sources"
     print("written to", save("drafting", {"what": note, "results": results}, chosen.out))
 
 
