@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 
 @dataclass(frozen=True)
@@ -199,3 +202,216 @@ def index_likeliest(documents: Sequence[Sequence[int]], context: Sequence[int], 
     found = index_continuations(documents, context, min_count)
     token = min(found, key=lambda token: (-found[token], token))
     return token, found[token]
+
+
+MIX_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40)
+MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
+MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
+MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
+OWN_TEXT, REPLIES = 0, 1
+
+
+def float32(value: float) -> float:
+    """A number as 32 bits keep it."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A context of a position in one text: how often it occurred, and what followed."""
+
+    kind: int
+    length: int
+    followed: tuple[int, ...]
+    """The tokens that followed, in order of place."""
+    ends_text: frozenset[int]
+    """Tokens for which context and token end the text."""
+
+    @property
+    def likeliest(self) -> int:
+        latest = {token: i for i, token in enumerate(self.followed)}
+        return max(latest, key=lambda token: (self.followed.count(token), latest[token]))
+
+    def times(self, token: int) -> int:
+        """How often the token followed; where it is not the likeliest, the text's last token does not count yet."""
+        times = self.followed.count(token)
+        if times and token != self.likeliest and token in self.ends_text:
+            return max(1, times - 1)
+        return times
+
+
+def evidence_in(kind: int, text: Sequence[int], before: Sequence[int], most: int) -> list[Evidence]:
+    """The `most` longest contexts in `text` of a position that comes after `before`."""
+    found: list[Evidence] = []
+    known: set[tuple[int, ...]] = set()
+    for length in range(match_in(text, before), 0, -1):
+        string = list(before[len(before) - length :])
+        ends = tuple(i + length for i in range(len(text) - length + 1) if list(text[i : i + length]) == string)
+        followed = tuple(text[end] for end in ends if end < len(text))
+        if ends not in known and followed and len(found) < most:
+            last = frozenset(text[-1:]) if ends and len(text) - 1 in ends else frozenset()
+            found.append(Evidence(kind, length, followed, last))
+        known.add(ends)
+    return found
+
+
+class Mixing:
+    """The predictor of fusion: tables as dictionaries and lists, rounded to 32 bits where it keeps them so."""
+
+    def __init__(self, *, separator: int, escape: float, contexts: int = 3, candidates: int = 6, reach: int = 64):
+        self.separator, self.contexts, self.candidates, self.reach = separator, contexts, candidates, reach
+        self.escape = escape
+        self.rates: dict[tuple[int, ...], float] = {}
+        self.observed: dict[tuple[int, ...], int] = {}
+        self.weights: dict[tuple[int, ...], float] = {}
+        grid = [-8 + 0.5 * i for i in range(33)]
+        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(4)]
+
+    def rate(self, key: tuple[int, ...]) -> float:
+        """The rate of (kind, length bucket, seen bucket, share, latest), at first by the escape estimate."""
+        if key not in self.rates:
+            _, length, seen_bucket, share, latest = key
+            seen = MIX_SEEN_MEANS[seen_bucket]
+            if share == 0:
+                times = 0.0
+            elif seen <= 3:
+                times = min(share, seen)
+            else:
+                times = seen if share == 9 else (share - 0.5) / 8 * seen
+            estimate = (times + (0.15 if latest else 0.02)) / (seen + self.escape / MIX_LENGTH_MEANS[length] + 0.2)
+            self.rates[key] = float32(min(max(estimate, 0.002), 0.995))
+        return self.rates[key]
+
+    def predict(self, evidence: list[Evidence]) -> list[tuple[int, float, list[tuple[tuple[int, ...], float]]]]:
+        """Each candidate: token, probability, and (rate's key, log-odds) of every context."""
+        tokens: list[int] = []
+        for context in evidence:
+            if context.likeliest not in (*tokens, self.separator) and len(tokens) < self.candidates:
+                tokens.append(context.likeliest)
+        chosen = self._set(evidence)
+        result = []
+        for token in tokens:
+            odds = 0.3 * self.weights.get((chosen, -1), 0.0)
+            inputs = []
+            for context in evidence:
+                seen, times = len(context.followed), context.times(token)
+                if times == 0 or seen <= 3:
+                    share = times
+                else:
+                    share = 9 if times >= seen else 1 + 8 * times // (seen + 1)
+                length = _bucket(MIX_LENGTHS, context.length)
+                latest = int(context.followed[-1] == token)
+                key = (context.kind, length, _bucket(MIX_SEENS, seen), share, latest)
+                rate = self.rate(key)
+                inputs.append((key, math.log(rate / (1 - rate))))
+                odds += self._weight(chosen, key) * inputs[-1][1]
+            result.append((token, 1 / (1 + math.exp(-min(max(odds, -20.0), 20.0))), inputs))
+        return result
+
+    def learn(self, evidence: list[Evidence], committed: int) -> None:
+        chosen = self._set(evidence)
+        for token, mixed, inputs in self.predict(evidence):
+            right = 1.0 if token == committed else 0.0
+            error = 0.01 * (right - mixed)
+            self.weights[chosen, -1] = float32(self.weights.get((chosen, -1), 0.0) + error * 0.3)
+            for key, stretched in inputs:
+                weight = self._weight(chosen, key) + error * stretched
+                self.weights[(chosen, *key[:2])] = float32(weight)
+                self.observed[key] = min(self.observed.get(key, 0) + 1, 255)
+                rate = self.rates[key]
+                moved = rate + (right - rate) / (self.observed[key] + 1.5)
+                self.rates[key] = float32(min(max(moved, 1 / 2048), 1 - 1 / 2048))
+
+    def correct(self, depth: int, mixed: float) -> float:
+        line, low, share = self._place(depth, mixed)
+        return line[low] + share * float32(line[low + 1] - line[low])
+
+    def learn_correction(self, depth: int, mixed: float, right: bool) -> None:
+        line, low, share = self._place(depth, mixed)
+        line[low] = float32(line[low] + 0.02 * (1 - share) * (right - line[low]))
+        line[low + 1] = float32(line[low + 1] + 0.02 * share * (right - line[low + 1]))
+
+    def _set(self, evidence: list[Evidence]) -> int:
+        return _bucket(MIX_LENGTHS, max((context.length for context in evidence), default=0))
+
+    def _weight(self, chosen: int, key: tuple[int, ...]) -> float:
+        return self.weights.get((chosen, *key[:2]), float32(0.3))
+
+    def _place(self, depth: int, mixed: float) -> tuple[list[float], int, float]:
+        bounded = min(max(mixed, 1e-4), 1 - 1e-4)
+        place = min(max((math.log(bounded / (1 - bounded)) + 8) / 0.5, 0.0), 33 - 1.001)
+        return self.correction[min(depth, 3)], int(place), place - int(place)
+
+
+def _bucket(ends: Sequence[int], value: int) -> int:
+    return sum(value > end for end in ends)
+
+
+class Fusing:
+    """One sequence of fusion; `replies` are the texts of earlier ones, the youngest generation first."""
+
+    def __init__(self, mixing: Mixing, prompt: Sequence[int], replies: Sequence[Sequence[int]] = ()) -> None:
+        self.mixing, self.text, self.replies = mixing, list(prompt), replies
+        self.started: int | None = None
+        self.considered: list[tuple[int, float]] = []
+
+    def evidence(self, drafted: Sequence[int] = ()) -> list[Evidence]:
+        before = [*self.text, *drafted]
+        most = self.mixing.contexts
+        found = evidence_in(OWN_TEXT, self.text, before, most)
+        for reply in self.replies:
+            found += evidence_in(REPLIES, reply, before[-self.mixing.reach :], most)
+        return found
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        judging = True
+        for depth, token in enumerate(tokens):
+            if self.started is not None:
+                if judging and depth < len(self.considered):
+                    drafted, mixed = self.considered[depth]
+                    judging = drafted == token
+                    self.mixing.learn_correction(depth, mixed, judging)
+                self.mixing.learn(self.evidence(), token)
+            self.text.append(token)
+        self.considered = []
+
+    def draft(self, budget: int, min_probability: float) -> tuple[list[int], list[float]]:
+        if self.started is None:
+            self.started = len(self.text)
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        self.considered = []
+        likelihood = 1.0
+        while len(tokens) < budget:
+            candidates = self.mixing.predict(self.evidence(tokens))
+            if not candidates:
+                break
+            token, mixed, _ = max(candidates, key=lambda candidate: candidate[1])
+            self.considered.append((token, float32(mixed)))
+            likelihood *= self.mixing.correct(len(tokens), mixed)
+            if likelihood < min_probability:
+                break
+            tokens.append(token)
+            probabilities.append(likelihood)
+        return tokens, probabilities
+
+    @property
+    def reply(self) -> list[int]:
+        """What was committed since the first draft."""
+        return [] if self.started is None else self.text[self.started :]
+
+
+def best_prefix(probabilities: Sequence[float], sequences: int, time: Callable[[int], float]) -> tuple[int, float]:
+    """The k from 1 up that maximises committed tokens a second, by trying all; and the gain over no draft."""
+    ordered = sorted(probabilities, reverse=True)
+    rates = {k: (sequences + sum(ordered[:k])) / time(sequences + k) for k in range(1, len(ordered) + 1)}
+    best = max(rates, key=lambda k: (rates[k], -k))
+    return best, rates[best] * time(sequences) / sequences
+
+
+def best_subset(rows: Sequence[Sequence[float]], sequences: int, time: Callable[[int], float]) -> float:
+    """The best rate that any choice of beginnings of the rows' drafts gives, by trying all."""
+    return max(
+        (sequences + sum(sum(row[:n]) for row, n in zip(rows, lengths, strict=True))) / time(sequences + sum(lengths))
+        for lengths in product(*(range(len(row) + 1) for row in rows))
+    )

@@ -1,0 +1,168 @@
+"""The context mixing of fusion, held against the naive twin: drafts, probabilities and everything that is learnt."""
+
+from __future__ import annotations
+
+import naive
+import numpy as np
+import pytest
+import strategies
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from freedraft.plugins import mixing
+from freedraft.plugins.evidence import CONTEXTS_A_TEXT, KINDS, REACH, SEPARATOR
+from freedraft.plugins.own_text import ESCAPE
+from freedraft.plugins.registry import make_drafter
+from freedraft.retrieval.growth import CHAIN_CAP
+from freedraft.retrieval.ragged import ragged
+
+
+def fusion(**options):
+    return make_drafter("fusion", {"memory": "8MiB", "min_probability": 0, "max_tokens": 8, **options})
+
+
+def twin(reach=REACH):
+    return naive.Mixing(separator=SEPARATOR, escape=ESCAPE, contexts=CONTEXTS_A_TEXT, reach=reach)
+
+
+def key_of(index):
+    """The naive key of a rate: kind, length bucket, seen bucket, share, latest."""
+    shape = (KINDS, mixing.LENGTH_BUCKETS, mixing.SEEN_BUCKETS, mixing.SHARE_BUCKETS, 2)
+    return tuple(int(part) for part in np.unravel_index(index, shape))
+
+
+def assert_same_knowledge(mixer, reference):
+    for index in np.flatnonzero(mixer.observed):
+        assert mixer.observed[index] == reference.observed[key_of(index)]
+        assert mixer.rates[index] == pytest.approx(reference.rates[key_of(index)], rel=1e-6)
+    assert np.count_nonzero(mixer.observed) == len(reference.observed)
+    for key, weight in reference.weights.items():
+        place = mixing.BIAS if key[1] == -1 else key[1] * mixing.LENGTH_BUCKETS + key[2]
+        assert mixer.weights[key[0], place] == pytest.approx(weight, rel=1e-5, abs=1e-6)
+    assert mixer.correction == pytest.approx(np.array(reference.correction), rel=1e-5)
+
+
+@st.composite
+def sessions(draw):
+    """Requests one after the other, from like texts: the prompt's length, and the text in pieces."""
+    shared = draw(strategies.texts(max_size=24))
+    requests = []
+    for _ in range(draw(st.integers(1, 3))):
+        text = (draw(strategies.texts(max_size=8)) + shared)[: draw(st.integers(0, 40))]
+        cut = draw(st.integers(0, len(text)))
+        requests.append((text[:cut], draw(strategies.pieces(text[cut:]))))
+    return requests
+
+
+@given(sessions(), st.integers(0, 8), st.sampled_from([0.0, 0.3]), st.sampled_from(["engine", "off"]))
+@settings(max_examples=150)
+def test_equals_naive(requests, budget, least, scope):
+    whole = [prompt + [token for piece in pieces for token in piece] for prompt, pieces in requests]
+    assume(all(len(naive.contexts(text[:n])) < CHAIN_CAP for text in whole for n in range(len(text) + 1)))
+    assume(all(token != SEPARATOR for text in whole for token in text))
+    ours = fusion(min_probability=least, scope=scope)
+    reference = twin()
+    replies: list[int] = []
+    for prompt, pieces in requests:
+        slots = ours.open(*ragged([prompt]))
+        expected = naive.Fusing(reference, prompt, [replies])
+        for piece in pieces:
+            drafts = ours.draft(slots, np.array([budget], np.int32))
+            tokens, probabilities = expected.draft(budget, least)
+            assert drafts.tokens.tolist() == tokens
+            assert drafts.probability == pytest.approx(probabilities, rel=1e-5)
+            assert drafts.parents.tolist() == list(range(-1, len(tokens) - 1))
+            ours.extend(slots, *ragged([piece]))
+            expected.extend(piece)
+        ours.close(slots)
+        if scope == "engine" and expected.reply:
+            replies += [*expected.reply, SEPARATOR]
+    assert_same_knowledge(ours.mixer, reference)
+
+
+def test_the_start_is_the_naive_one():
+    started = mixing.start()
+    reference = twin()
+    for index in range(0, mixing.RATES, 7):
+        assert started.rates[index] == pytest.approx(reference.rate(key_of(index)), rel=1e-6)
+    assert started.correction == pytest.approx(np.array(reference.correction), rel=1e-6)
+    assert not started.observed.any()
+
+
+@given(st.floats(1e-4, 1 - 1e-4), st.integers(0, 9))
+def test_nothing_is_corrected_before_anything_was_learnt(probability, depth):
+    # Linear between grid points half a unit of log-odds apart.
+    assert mixing.correct(mixing.start(), depth, probability) == pytest.approx(probability, abs=0.02)
+
+
+@pytest.mark.parametrize("truth", [0.1, 0.5, 0.9])
+def test_the_correction_learns_what_a_probability_is_worth(truth):
+    mixer = mixing.start()
+    source = np.random.default_rng(0)
+    for right in source.random(2000) < truth:
+        mixing.learn_correction(mixer, 1, 0.7, bool(right))
+    assert mixing.correct(mixer, 1, 0.7) == pytest.approx(truth, abs=0.12)
+    # Other depths, and probabilities far from it, stay as they were.
+    assert mixing.correct(mixer, 0, 0.7) == pytest.approx(0.7, abs=0.01)
+    assert mixing.correct(mixer, 1, 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+@given(st.floats(-1e6, 1e6))
+def test_squash_is_a_probability(odds):
+    assert 0 < mixing.squash(odds) < 1
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_stretch_undoes_squash(probability):
+    assert mixing.squash(mixing.stretch(probability)) == pytest.approx(probability)
+
+
+@given(st.integers(1, 300).flatmap(lambda seen: st.tuples(st.integers(0, seen), st.just(seen))))
+def test_shares_have_a_bucket(counts):
+    times, seen = counts
+    share = mixing.share_bucket(times, seen)
+    assert 0 <= share < mixing.SHARE_BUCKETS
+    assert (share == 0) == (times == 0)
+    if times:
+        assert share >= mixing.share_bucket(times - 1, seen)
+
+
+def test_buckets_have_upper_ends():
+    for value in range(1, 70):
+        assert mixing.bucket(mixing.LENGTHS, value) == sum(value > end for end in naive.MIX_LENGTHS)
+        assert mixing.bucket(mixing.SEENS, value) == sum(value > end for end in naive.MIX_SEENS)
+
+
+def test_learning_moves_towards_the_truth():
+    """What is always right becomes likelier, what never is, less likely."""
+
+    def repeated(follows):
+        ours = fusion(scope="off")
+        source = np.random.default_rng(1)
+        slots = ours.open(*ragged([[1, 2, 3]]))
+        ours.draft(slots, np.array([1], np.int32))
+        for i in range(400):
+            third = 3 if follows else int(source.integers(100, 10**6)) + i
+            ours.extend(slots, *ragged([[int(source.integers(10**6, 10**8)), 1, 2, third]]))
+        ours.extend(slots, *ragged([[1, 2]]))
+        return ours.draft(slots, np.array([1], np.int32)).probability[0]
+
+    assert repeated(True) > 0.95
+    assert repeated(False) < 0.1
+
+
+def test_weights_and_rates_stay_finite_on_text_that_misleads():
+    ours = fusion(scope="off")
+    slots = ours.open(*ragged([[0]]))
+    ours.draft(slots, np.array([1], np.int32))
+    text = [0]
+    for i in range(3000):
+        # Always another token than the one drafted.
+        drafts = ours.draft(slots, np.array([1], np.int32))
+        token = (int(drafts.tokens[0]) + 1) % 3 if len(drafts.tokens) else i % 3
+        text.append(token)
+        ours.extend(slots, *ragged([[token]]))
+    assert all(np.isfinite(array).all() for array in ours.mixer)
+    assert np.abs(ours.mixer.weights).max() < 10
+    assert ours.mixer.rates.min() >= np.float32(mixing.LOWEST)
+    assert ours.mixer.rates.max() <= np.float32(1 - mixing.LOWEST)
