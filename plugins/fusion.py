@@ -30,7 +30,7 @@ from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.responses import GENERATIONS, Responses
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.edges import STATE_WORDS
-from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.growth import (
     BAD_SLOT,
     BAD_TOKEN,
@@ -67,6 +67,11 @@ class FusionSettings(OwnTextSettings):
         description="Whose replies a sequence is drafted from: `off` = its own text alone; `engine` = also the earlier "
         "replies of this process, whoever asked for them. One user's reply can then speed up another's, and so betray "
         "by its timing that it exists: choose `off` where tenants must not learn that of each other.",
+    )
+    learnt: Path | None = Field(
+        None,
+        description="A file that `Fusion.save` wrote, to start from what the predictor had learnt by then; it has no "
+        "text in it. By default it starts from neutral values, which it leaves behind within some thousand tokens.",
     )
     response_tokens: int = Field(
         500_000,
@@ -113,6 +118,11 @@ class Fusion:
         self.settings = settings
         self.automata = SuffixAutomata(memory=int(settings.memory), max_length=settings.max_length)
         self.mixer = mixing.start()
+        if settings.learnt is not None:
+            try:
+                self.load(settings.learnt)
+            except InputError as error:
+                raise ConfigError(f"fusion: learnt: {error}") from error
         room = int(settings.memory) // (2 * GENERATIONS * RESPONSE_BYTES)
         self.responses = Responses(
             self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0

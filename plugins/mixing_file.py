@@ -55,5 +55,5 @@ def read_mixer(path: Path) -> Mixer:
         np.ascontiguousarray(np.clip(loaded["rates"], LOWEST, 1 - LOWEST)),
         np.ascontiguousarray(np.clip(loaded["observed"], 0, RATE_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
-        np.ascontiguousarray(np.clip(loaded["correction"], LOWEST, 1 - LOWEST)),
+        np.ascontiguousarray(np.clip(loaded["correction"], 0, 1)),
     )
