@@ -74,9 +74,12 @@ class StepTime:
 
     FIRST = 5
     """Samples that count by their median."""
-    FADE = 0.98
+    FADE = 0.995
     """By this the weight of all that was measured falls at every step."""
+    MEMORY = 50.0
+    """No place weighs more samples than this."""
     SCALE_RATE = 0.1
+    STALE = 1.5
 
     def __init__(self, prior_slope: float) -> None:
         self._log_grid = np.log(GRID)
@@ -85,39 +88,58 @@ class StepTime:
         self._weight: Float64 = np.zeros(len(GRID))
         self._first: list[list[float]] = [[] for _ in GRID]
         self._first_scales: list[float] = []
+        self._scale_then: Float64 = np.zeros(len(GRID))
         self.shape: Float64 = self._prior.copy()
         self.scale = 0.0
         self.samples: Int64 = np.zeros(len(GRID), np.int64)
 
-    def record(self, tokens: int, seconds: float) -> None:
-        """Take in one step: `tokens` in its forward pass, `seconds` from end to end. Nonsense is left out."""
+    def record(self, tokens: int, seconds: float) -> float:
+        """Take in one step: `tokens` in its forward pass, `seconds` from end to end. Nonsense is left out.
+
+        Returns:
+            How long the step took, as a multiple of what was expected.
+        """
         if tokens < 1 or not 0 < seconds < float("inf"):
-            return
+            return 1.0
         at = self._place(tokens)
+        if self.stale(tokens):
+            self._first[at] = []
+            self.samples[at] = 0
         shape = self.shape_at(tokens)
         self._weight *= self.FADE
-        self._weight[at] += 1.0
+        self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
         self.samples[at] += 1
         if len(self._first_scales) < self.FIRST:
             self._first_scales.append(seconds / shape)
             self.scale = median(self._first_scales)
+        ratio = seconds / (self.scale * shape)
         if self.samples[at] <= self.FIRST:
             self._first[at].append(seconds)
             self._raw[at] = median(self._first[at]) / self.scale
         else:
-            ratio = seconds / (self.scale * shape)
             # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
             self.scale *= 1.0 + self.SCALE_RATE * (min(max(ratio, 0.5), 2.0) - 1.0)
-            self._raw[at] *= 1.0 + (min(max(ratio, 2 / 3), 3 / 2) - 1.0) / max(self._weight[at], 1.0)
-        fit_monotone(self._raw, self._weight, self.samples, self._prior, self.shape)
+            most = 4.0 if self._weight[at] < self.FIRST else 1.5
+            self._raw[at] *= 1.0 + (min(max(ratio, 1 / most), most) - 1.0) / self._weight[at]
+        self._scale_then[at] = self.scale
+        first = fit_monotone(self._raw, self._weight, self.samples, self._prior, self.shape)
+        self._raw /= first
+        self.scale *= first
+        self._scale_then *= first
+        return ratio
+
+    def stale(self, tokens: int) -> bool:
+        """Whether the load has changed so much since T(tokens) was measured that it says little."""
+        then = self._scale_then[self._place(tokens)]
+        return then > 0 and not 1 / self.STALE < self.scale / then < self.STALE
 
     def shape_at(self, tokens: int) -> float:
         """T(tokens) / T(1)."""
         return float(interpolate(GRID, self.shape, tokens))
 
     def samples_at(self, tokens: int) -> int:
-        """Steps seen near `tokens`."""
-        return int(self.samples[self._place(tokens)])
+        """Steps seen near `tokens`, under about the load of now."""
+        return 0 if self.stale(tokens) else int(self.samples[self._place(tokens)])
 
     def table(self) -> dict[int, float]:
         """T(n) in seconds, for the n that were measured."""
@@ -156,6 +178,7 @@ class Pacer:
         self.drafted = self.kept = 0
         self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
         self._since_plain = self._since_verified = 0
+        self._exploring = self._verifying = False
 
     def cut(self, drafts: Drafts, sequences: int) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
@@ -163,6 +186,7 @@ class Pacer:
         Sequences without a draft count too: they are in the same forward pass. Chains and trees alike.
         """
         total = len(drafts.tokens)
+        self._exploring = False
         if total == 0:
             self._since_plain = 0
             return drafts
@@ -177,7 +201,8 @@ class Pacer:
             verify = self._since_plain < self.settings.explore
         else:
             verify = self._since_verified >= self.settings.explore
-        self.explored += verify != pays
+        self._exploring, self._verifying = verify != pays, verify
+        self.explored += self._exploring
         if not verify:
             self._since_plain = 0
             self._since_verified += 1
@@ -192,7 +217,13 @@ class Pacer:
 
     def record(self, tokens: int, seconds: float) -> None:
         """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
-        self.step_time.record(tokens, seconds)
+        ratio = self.step_time.record(tokens, seconds)
+        if self._exploring and ratio < 2 / 3:
+            # Better than was thought: look again at once.
+            if self._verifying:
+                self._since_verified = self.settings.explore
+            else:
+                self._since_plain = self.settings.explore
 
     def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
         """Take in how chains did that were verified.
@@ -212,7 +243,7 @@ class Pacer:
         """
         rows = [
             {"tokens": int(count), "predicted": round(total / count, 4), "observed": round(right / count, 4)}
-            for count, right, total in self.calibration
+            for count, right, total in self.calibration.tolist()
             if count
         ]
         return {
@@ -264,8 +295,8 @@ def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
 
 
 @kernel
-def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, shape: Float64) -> None:
-    """Write the non-falling fit of `raw` to `shape`, 1 at its first place.
+def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, shape: Float64) -> float:
+    """Write the non-falling fit of `raw` to `shape`, 1 at its first place; return what it was there before.
 
     Points that were never measured say nothing: they take the value that the measured ones around them give, and
     beyond those the prior's slope.
@@ -288,7 +319,7 @@ def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, 
             pools -= 1
     if pools == 0:
         shape[:] = prior
-        return
+        return 1.0
     pool = 0
     for i in range(len(raw)):
         if samples[i] == 0:
@@ -315,6 +346,7 @@ def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, 
     first = shape[0]
     for i in range(len(raw)):
         shape[i] /= first
+    return first
 
 
 @kernel

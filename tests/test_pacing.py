@@ -1,0 +1,439 @@
+"""Pacing: the prefix rule against brute force, T(n) on made-up clocks, decisions, account. No clock is read here."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from freedraft.plugins.base import Drafts
+from freedraft.plugins.config import parse_config
+from freedraft.plugins.pacing import (
+    GRID,
+    Pacer,
+    PacingSettings,
+    StepTime,
+    best_prefix,
+    fit_monotone,
+    interpolate,
+    pacer_for,
+)
+from freedraft.plugins.registry import make_drafter
+from freedraft.retrieval.errors import ConfigError
+
+chances = st.floats(0.01, 1).map(lambda p: float(np.float32(p)))
+
+
+def chains(rows):
+    """Drafts of chains with the given cumulative probabilities."""
+    lengths = [len(row) for row in rows]
+    total = sum(lengths)
+    return Drafts(
+        np.arange(total, dtype=np.int32),
+        np.array([i - 1 for n in lengths for i in range(n)], np.int32),
+        np.array([p for row in rows for p in row], np.float32),
+        np.ones(total, np.uint8),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+
+
+def falling(conditional):
+    """Cumulative probabilities of conditional ones."""
+    return np.cumprod(np.array(conditional, np.float32)).tolist()
+
+
+rows_of_chances = st.lists(st.lists(chances, max_size=3).map(falling), min_size=1, max_size=3)
+
+
+@st.composite
+def shapes(draw):
+    """A non-falling T(n) on the grid, 1 at first."""
+    rises = draw(st.lists(st.floats(0, 0.5), min_size=len(GRID), max_size=len(GRID)))
+    return np.cumsum([1.0, *rises[1:]])
+
+
+def flat(slope):
+    return 1.0 + slope * (GRID - 1)
+
+
+def taught(slope, settings=None, tokens=range(1, 25), seconds=0.01):
+    """A pacer that has seen plenty of steps of T(n) = `seconds` x (1 + slope x (n - 1))."""
+    pacer = Pacer(settings)
+    for _ in range(30):
+        for n in tokens:
+            pacer.record(n, seconds * (1 + slope * (n - 1)))
+    return pacer
+
+
+class TestRule:
+    @given(st.lists(chances, min_size=1, max_size=20), st.integers(1, 40), shapes())
+    def test_equals_brute_force(self, probability, sequences, shape):
+        keep, gain = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, False)
+        expected, expected_gain = naive.best_prefix(
+            probability, sequences, lambda n: float(interpolate(GRID, shape, n))
+        )
+        assert gain == pytest.approx(expected_gain)
+        if keep != expected:  # only where two are as good as one another
+            ordered = sorted(probability, reverse=True)
+            rate = (sequences + sum(ordered[:keep])) / interpolate(GRID, shape, sequences + keep)
+            assert rate * shape_at(shape, sequences) / sequences == pytest.approx(expected_gain)
+
+    @given(rows_of_chances, st.integers(0, 3), shapes())
+    @settings(max_examples=150)
+    def test_is_the_best_of_all_choices(self, rows, idle, shape):
+        """Not only of all prefixes: of every way to cut every draft."""
+        sequences = len(rows) + idle
+        drafts = chains(rows)
+        if not len(drafts.tokens):
+            return
+        _, gain = best_prefix(drafts.probability, sequences, GRID, shape, False)
+        plain = sequences / shape_at(shape, sequences)
+        best = naive.best_subset(rows, sequences, lambda n: shape_at(shape, n))
+        assert max(gain, 1.0) * plain == pytest.approx(best)
+
+    def test_free_tokens_are_all_taken_and_dear_ones_none(self):
+        probability = np.array([0.9, 0.5, 0.1], np.float32)
+        assert best_prefix(probability, 1, GRID, flat(0), False) == (3, pytest.approx(2.5))
+        assert best_prefix(probability, 1, GRID, flat(5), False)[1] < 1
+
+    def test_the_boundary_is_where_probability_meets_the_price(self):
+        # With 1 sequence and T(n) = 1 + 0.1 (n - 1): another token pays if p x T > 0.1 x expected.
+        probability = np.array([0.9, 0.8, 0.6, 0.2, 0.15], np.float32)
+        assert best_prefix(probability, 1, GRID, flat(0.1), False)[0] == 3
+
+    def test_whole_takes_all(self):
+        probability = np.array([0.9, 0.05], np.float32)
+        assert best_prefix(probability, 1, GRID, flat(0.3), True) == (2, pytest.approx(1.95 / 1.6))
+
+
+def shape_at(shape, n):
+    return float(interpolate(GRID, shape, n))
+
+
+class TestCut:
+    @given(rows_of_chances, st.floats(0, 0.6))
+    @settings(max_examples=150)
+    def test_keeps_the_likeliest_as_whole_beginnings(self, rows, slope):
+        drafts = chains(rows)
+        pacer = taught(slope)
+        before = drafts.probability.copy()
+        cut = pacer.cut(drafts, len(rows))
+        assert (drafts.probability == before).all()
+        assert cut.rows == drafts.rows
+        for i in range(cut.rows):
+            kept, whole = cut.row(i), drafts.row(i)
+            n = kept.stop - kept.start
+            assert cut.tokens[kept].tolist() == drafts.tokens[whole][:n].tolist()
+            assert cut.parents[kept].tolist() == list(range(-1, n - 1))
+            assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
+        if len(cut.tokens):
+            keep, gain = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, False)
+            assert len(cut.tokens) == keep
+            assert gain > 1.02
+            left_out = sorted(drafts.probability.tolist(), reverse=True)[keep:]
+            assert cut.probability.min() >= max(left_out, default=0)
+
+    def test_of_equals_just_as_many_as_pay(self):
+        pacer = Pacer()
+        for _ in range(30):
+            for n in range(1, 60):
+                pacer.record(n, 0.01 * max(1, n / 16))
+        drafts = chains([[0.3]] * 40)
+        cut = pacer.cut(drafts, 1)
+        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, False)
+        assert 1 < keep < 40
+        assert len(cut.tokens) == keep
+
+    def test_trees_keep_their_parents(self):
+        # Nodes 0-1-2 are one branch, 3-4 another, of which 3 hangs on 0.
+        drafts = Drafts(
+            np.array([10, 11, 12, 13, 14, 20], np.int32),
+            np.array([-1, 0, 1, 0, 3, -1], np.int32),
+            np.array([0.9, 0.05, 0.04, 0.8, 0.7, 0.9], np.float32),
+            np.zeros(6, np.uint8),
+            np.array([0, 5, 6], np.int64),
+        )
+        cut = taught(0.2).cut(drafts, 2)
+        assert cut.tokens.tolist() == [10, 13, 14, 20]
+        assert cut.parents.tolist() == [-1, 0, 1, -1]
+        assert cut.offsets.tolist() == [0, 3, 4]
+
+    @pytest.mark.parametrize("bad", [[0.2, 0.9, 0.9], [np.nan] * 3, [0.9, np.nan, 0.9], [7.0, 7.0, 7.0], [-1.0] * 3])
+    def test_a_drafter_that_misjudges_gets_sound_drafts(self, bad):
+        for slope in (0.0, 0.1, 0.4):
+            cut = taught(slope).cut(chains([bad, [0.9]]), 2)
+            for i in range(2):
+                row = cut.row(i)
+                assert cut.parents[row].tolist() == list(range(-1, row.stop - row.start - 1))
+
+    def test_nothing_drafted_is_nothing(self):
+        pacer = Pacer()
+        drafts = Drafts.empty(3)
+        assert pacer.cut(drafts, 3) is drafts
+        assert pacer.steps == 0
+
+
+class TestDecisions:
+    def test_plain_steps_come_first(self):
+        pacer = Pacer()
+        drafts = chains([[0.99, 0.98]])
+        for _ in range(Pacer.FIRST_PLAIN):
+            assert not len(pacer.cut(drafts, 1).tokens)
+            pacer.record(1, 0.01)
+        assert len(pacer.cut(drafts, 1).tokens) == 2
+
+    def test_what_does_not_pay_is_tried_now_and_then(self):
+        pacer = taught(3.0, PacingSettings(explore=10))
+        drafts = chains([[0.5, 0.4, 0.3]])
+        tried = []
+        for step in range(100):
+            cut = pacer.cut(drafts, 1)
+            tried += [step] if len(cut.tokens) else []
+            pacer.record(1 + len(cut.tokens), 0.01 * (1 + 3.0 * len(cut.tokens)))
+        assert len(tried) == pacer.explored == pacer.verified == 9
+        assert {b - a for a, b in pairwise(tried)} == {11}
+
+    def test_a_trial_costs_as_little_as_can_be(self):
+        pacer = taught(3.0, PacingSettings(explore=2), tokens=(50, 60, 80, 200))
+        drafts = chains([[0.5, 0.4, 0.3]] * 50)
+        cuts = [len(pacer.cut(drafts, 50).tokens) for _ in range(10)]
+        assert 0 < max(cuts) < 150
+
+    def test_plain_steps_are_tried_now_and_then(self):
+        pacer = taught(0.0, PacingSettings(explore=10))
+        drafts = chains([[0.9, 0.8]])
+        plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(110))
+        assert plain == pacer.explored == 10
+
+    def test_steps_without_a_draft_save_that_trial(self):
+        pacer = taught(0.0, PacingSettings(explore=10))
+        drafts = chains([[0.9, 0.8]])
+        for _ in range(30):
+            for _ in range(5):
+                assert len(pacer.cut(drafts, 1).tokens)
+            pacer.cut(Drafts.empty(1), 1)
+        assert pacer.explored == 0
+
+    def test_a_gain_below_the_margin_is_left(self):
+        drafts = chains([[0.55]])
+        # 1.55 tokens in 1.5 times the time: a gain of 3 %.
+        assert len(taught(0.5, PacingSettings(margin=0.02)).cut(drafts, 1).tokens) == 1
+        assert len(taught(0.5, PacingSettings(margin=0.05)).cut(drafts, 1).tokens) == 0
+
+    def test_uniform_is_all_or_nothing(self):
+        settings = PacingSettings(uniform=True)
+        good, poor = chains([[0.9, 0.8], [0.9, 0.1]]), chains([[0.9, 0.01], [0.01, 0.01]])
+        pacer = taught(0.25, settings)
+        assert len(pacer.cut(good, 2).tokens) == 4
+        assert len(pacer.cut(poor, 2).tokens) == 0
+        assert len(taught(0.25).cut(poor, 2).tokens) == 1
+
+    def test_never_slower_than_nothing_when_drafts_are_worthless(self):
+        """On a clock where a verified token costs half a step and none is right: within 2 % of plain steps."""
+        pacer = Pacer()
+        drafts = chains([[0.3, 0.2, 0.1]])
+        time = 0.0
+        for _ in range(2000):
+            tokens = 1 + len(pacer.cut(drafts, 1).tokens)
+            seconds = 0.01 * (1 + 0.5 * (tokens - 1))
+            pacer.record(tokens, seconds)
+            time += seconds
+        assert time < 1.02 * 2000 * 0.01
+
+    def test_follows_a_load_that_comes_and_goes(self):
+        pacer = Pacer()
+        drafts = chains([[0.6, 0.5, 0.4, 0.3]])
+
+        def run(slope, steps):
+            kept = []
+            for _ in range(steps):
+                kept.append(len(pacer.cut(drafts, 1).tokens))
+                pacer.record(1 + kept[-1], 0.01 * (1 + slope * kept[-1]))
+            return kept
+
+        assert np.mean(run(0.01, 300)[-50:]) > 3.5
+        assert np.mean(run(2.0, 300)[-50:]) < 0.2
+        # Back up after the next trial, which comes within a hundred steps, and goes on while it surprises.
+        assert np.mean(run(0.01, 200)[-50:]) > 3.5
+
+    def test_one_to_many_sequences_and_back(self):
+        """Many sequences fill the machine; the draft goes down with them, and comes back with the single one."""
+        pacer = Pacer()
+
+        def seconds(tokens):
+            return 0.01 * max(1.0, tokens / 16)
+
+        def run(sequences, steps):
+            kept = []
+            for _ in range(steps):
+                cut = pacer.cut(chains([[0.7, 0.5, 0.35, 0.2]] * sequences), sequences)
+                kept.append(len(cut.tokens) / sequences)
+                pacer.record(sequences + len(cut.tokens), seconds(sequences + len(cut.tokens)))
+            return np.mean(kept[-40:])
+
+        assert run(1, 200) > 3.8
+        assert run(32, 400) < 0.3
+        assert run(1, 200) > 3.8
+
+
+class TestStepTime:
+    @given(st.lists(st.tuples(st.integers(1, 20000), st.floats(1e-6, 1e3)), max_size=40))
+    @settings(max_examples=100)
+    def test_never_falls(self, steps):
+        time = StepTime(0.03)
+        for tokens, seconds in steps:
+            time.record(tokens, seconds)
+        assert (np.diff(time.shape) >= -1e-12).all()
+        assert time.shape[0] == 1
+        assert np.isfinite(time.shape).all()
+        values = [time.shape_at(n) for n in range(1, 30)]
+        assert values == sorted(values)
+        assert all(np.isfinite(value) for value in time.table().values())
+
+    def test_learns_a_curve(self):
+        time = StepTime(0.03)
+        source = np.random.default_rng(0)
+        for _ in range(1500):
+            n = int(source.integers(1, 33))
+            time.record(n, 0.02 * max(1.0, n / 8) * source.lognormal(0, 0.1))
+        for n in (1, 4, 8, 16, 32):
+            assert time.shape_at(n) == pytest.approx(max(1.0, n / 8), rel=0.15)
+            assert time.table()[n] == pytest.approx(0.02 * max(1.0, n / 8), rel=0.2)
+
+    def test_a_step_of_the_curve(self):
+        """On a CPU 2 to 16 tokens cost 1.7 times one."""
+        time = StepTime(0.03)
+        for _ in range(20):
+            for n in (1, 2, 5, 9, 16):
+                time.record(n, 0.05 * (1.7 if n > 1 else 1.0))
+        assert [time.shape_at(n) for n in (1, 2, 3, 12, 16)] == pytest.approx([1, 1.7, 1.7, 1.7, 1.7], rel=0.01)
+
+    def test_is_robust_to_outliers(self):
+        time = StepTime(0.03)
+        source = np.random.default_rng(0)
+        for i in range(600):
+            n = int(source.choice([1, 4, 8]))
+            slow = 50 if i % 37 == 5 else 1
+            time.record(n, 0.01 * (1 + 0.1 * (n - 1)) * slow)
+        assert time.shape_at(4) == pytest.approx(1.3, rel=0.15)
+        assert time.shape_at(8) == pytest.approx(1.7, rel=0.15)
+        assert time.scale == pytest.approx(0.01, rel=0.3)
+
+    @pytest.mark.parametrize("first", [0, 3])
+    def test_a_slow_beginning_is_soon_forgotten(self, first):
+        """A kernel that is compiled, a cache that is filled: one step of a hundred times the cost."""
+        time = StepTime(0.03)
+        for i in range(12):
+            time.record(1 if i < 6 else 4, 1.0 if i == first or i == first + 6 else 0.01)
+        assert time.scale == pytest.approx(0.01, rel=0.25)
+        assert time.shape_at(4) == pytest.approx(1.0, rel=0.25)
+
+    def test_the_scale_follows_the_load(self):
+        time = StepTime(0.03)
+        for load in (1.0, 4.0, 1.0):
+            for _ in range(60):
+                for n in (1, 4):
+                    time.record(n, 0.01 * load * (1 + 0.2 * (n - 1)))
+            assert time.scale == pytest.approx(0.01 * load, rel=0.1)
+            assert time.shape_at(4) == pytest.approx(1.6, rel=0.1)
+
+    @pytest.mark.parametrize(
+        ("tokens", "seconds"), [(0, 1.0), (-3, 1.0), (1, 0.0), (1, -1.0), (1, np.inf), (1, np.nan)]
+    )
+    def test_nonsense_is_left_out(self, tokens, seconds):
+        time = StepTime(0.03)
+        time.record(tokens, seconds)
+        assert not time.samples.any()
+        assert time.scale == 0
+
+    @given(st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 3)), min_size=6, max_size=6))
+    def test_the_fit_is_the_closest_that_never_falls(self, points):
+        scipy = pytest.importorskip("scipy.optimize", reason="a check against scipy's isotonic regression")
+        raw, samples = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+        if samples[0] == 0 or not hasattr(scipy, "isotonic_regression"):
+            return
+        fitted, prior = np.empty(6), flat(0.1)[:6]
+        fit_monotone(raw, samples.astype(float), samples, prior, fitted)
+        measured = samples > 0
+        expected = scipy.isotonic_regression(raw[measured], weights=samples[measured]).x
+        assert fitted[measured] == pytest.approx(expected / expected[0])
+
+    def test_the_unmeasured_follow_the_prior(self):
+        prior, fitted = flat(0.1)[:6], np.empty(6)
+        samples = np.array([1, 0, 0, 5, 0, 0])
+        fit_monotone(np.array([1.0, 9, 9, 2.5, 9, 9]), samples.astype(float), samples, prior, fitted)
+        assert fitted == pytest.approx([1, 1.5, 2, 2.5, 2.5 * 1.4 / 1.3, 2.5 * 1.5 / 1.3])
+        nothing = np.zeros(6, np.int64)
+        fit_monotone(prior, nothing.astype(float), nothing, prior, fitted)
+        assert fitted == pytest.approx(prior)
+
+    def test_interpolation_and_what_lies_beyond(self):
+        shape = flat(0.01)
+        for n in (1, 2, 17, 18, 35, 200, 16384):
+            assert interpolate(GRID, shape, n) == pytest.approx(1 + 0.01 * (n - 1))
+        assert interpolate(GRID, shape, 32768) == pytest.approx(2 * shape[-1])
+
+
+class TestAccount:
+    def test_judged_tokens_are_those_whose_ancestors_were_right(self):
+        pacer = Pacer()
+        probability = np.array([0.92, 0.46, 0.4, 0.25, 0.95], np.float32)
+        pacer.judge(probability, np.array([0, 3, 3, 5]), np.array([1, 0, 2]))
+        rows = pacer.report()["calibration"]
+        # 0.92 right, then 0.46 / 0.92 wrong, the third not judged; 0.25 right, and 0.95 held to 1 of it.
+        assert rows == [
+            {"tokens": 1, "predicted": 0.25, "observed": 1.0},
+            {"tokens": 1, "predicted": 0.5, "observed": 0.0},
+            {"tokens": 2, "predicted": 0.96, "observed": 1.0},
+        ]
+
+    def test_the_report_is_plain_data(self):
+        pacer = taught(0.1)
+        pacer.cut(chains([[0.9, 0.8, 0.01]]), 1)
+        pacer.judge(np.array([0.9, 0.8], np.float32), np.array([0, 2]), np.array([1]))
+        report = json.loads(json.dumps(pacer.report()))
+        assert (report["steps"], report["verified"], report["explored"]) == (1, 1, 0)
+        assert (report["drafted"], report["kept"]) == (3, 2)
+        assert report["step_ms"]["1"] == pytest.approx(10, rel=0.05)
+        assert sum(row["tokens"] for row in report["calibration"]) == 2
+
+
+class TestConfiguration:
+    def test_fusion_is_paced_and_others_only_if_asked_for(self):
+        calibrated, other = (
+            make_drafter("fusion", {"memory": "1MiB"}),
+            make_drafter("prompt_lookup", {"memory": "1MiB"}),
+        )
+        assert pacer_for(calibrated, {}) is not None
+        assert pacer_for(other, {}) is None
+        assert pacer_for(other, {"margin": 0.1}) is not None
+        assert pacer_for(other, {"enabled": True}) is not None
+        assert pacer_for(calibrated, {"enabled": False, "margin": 0.1}) is None
+
+    @pytest.mark.parametrize("given", [False, "off"])
+    def test_off_in_short(self, given):
+        assert parse_config({"pacing": given}).sections["pacing"] == {"enabled": False}
+
+    @pytest.mark.parametrize("given", [True, "on"])
+    def test_on_in_short(self, given):
+        assert parse_config({"pacing": given}).sections["pacing"] == {"enabled": True}
+
+    def test_off_in_yaml(self, tmp_path):
+        path = tmp_path / "config.yaml"
+        path.write_text("drafter: fusion\npacing: off\n", encoding="utf-8")
+        assert parse_config(path).sections["pacing"] == {"enabled": False}
+
+    @pytest.mark.parametrize("bad", [{"margins": 0.1}, {"margin": 2}, {"explore": 1}, {"prior_slope": -1}])
+    def test_bad_settings(self, bad):
+        with pytest.raises(ConfigError, match="pacing: "):
+            pacer_for(None, bad)
+
+    @pytest.mark.parametrize("bad", ["fast", 3, [1]])
+    def test_bad_sections(self, bad):
+        with pytest.raises(ConfigError, match="pacing: expected a mapping"):
+            parse_config({"pacing": bad})
