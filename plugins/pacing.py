@@ -12,6 +12,7 @@ always whole beginnings of drafts. T is measured while running; where nothing pa
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ class Pacer:
     """Cuts drafts to what pays, and keeps account of how they did.
 
     A runtime calls, at every step that is no prefill, `cut` with the drafts, `judge` with what became of those that it
-    verified, and `record` with the time of the whole step.
+    verified, and `record` with the time of the whole step. Calls from several threads wait for one another.
 
     Attributes:
         step_time: T(n).
@@ -179,12 +180,17 @@ class Pacer:
         self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
         self._since_plain = self._since_verified = 0
         self._exploring = self._verifying = False
+        self._lock = threading.Lock()
 
     def cut(self, drafts: Drafts, sequences: int) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
 
         Sequences without a draft count too: they are in the same forward pass. Chains and trees alike.
         """
+        with self._lock:
+            return self._cut(drafts, sequences)
+
+    def _cut(self, drafts: Drafts, sequences: int) -> Drafts:
         total = len(drafts.tokens)
         self._exploring = False
         if total == 0:
@@ -217,13 +223,14 @@ class Pacer:
 
     def record(self, tokens: int, seconds: float) -> None:
         """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
-        ratio = self.step_time.record(tokens, seconds)
-        if self._exploring and ratio < 2 / 3:
-            # Better than was thought: look again at once.
-            if self._verifying:
-                self._since_verified = self.settings.explore
-            else:
-                self._since_plain = self.settings.explore
+        with self._lock:
+            ratio = self.step_time.record(tokens, seconds)
+            if self._exploring and ratio < 2 / 3:
+                # Better than was thought: look again at once.
+                if self._verifying:
+                    self._since_verified = self.settings.explore
+                else:
+                    self._since_plain = self.settings.explore
 
     def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
         """Take in how chains did that were verified.
@@ -233,7 +240,8 @@ class Pacer:
             offsets: int64 `(n + 1,)`.
             accepted: int64 `(n,)`, tokens of each chain that were accepted.
         """
-        judge_chains(probability, offsets, accepted, self.calibration)
+        with self._lock:
+            judge_chains(probability, offsets, accepted, self.calibration)
 
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
@@ -431,7 +439,7 @@ def judge_chains(probability: Float32, offsets: Int64, accepted: Int64, calibrat
     for row in range(len(offsets) - 1):
         before = 1.0
         for i in range(offsets[row], min(offsets[row + 1], offsets[row] + accepted[row] + 1)):
-            conditional = min(probability[i] / max(before, 1e-9), 1.0)
+            conditional = min(probability[i] / max(before, 1e-9), 1.0) if probability[i] > 0.0 else 0.0
             before = probability[i]
             at = min(int(conditional * len(calibration)), len(calibration) - 1)
             calibration[at, 0] += 1.0

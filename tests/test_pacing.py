@@ -392,6 +392,11 @@ class TestAccount:
             {"tokens": 2, "predicted": 0.96, "observed": 1.0},
         ]
 
+    def test_probabilities_that_are_none_are_survived(self):
+        pacer = Pacer()
+        pacer.judge(np.array([np.nan, -1, 7], np.float32), np.array([0, 3]), np.array([3]))
+        assert [row["tokens"] for row in pacer.report()["calibration"]] == [2, 1]
+
     def test_the_report_is_plain_data(self):
         pacer = taught(0.1)
         pacer.cut(chains([[0.9, 0.8, 0.01]]), 1)

@@ -21,6 +21,7 @@ class Statistics:
         drafting_seconds: spent in the drafter.
         verifying_seconds: every other forward pass, up to and including the target's choice of its first token.
         total_seconds: from the first line of our code to the last.
+        proposed: draft tokens that the drafter had; pacing leaves out those that would cost more time than they save.
     """
 
     calls: int = 0
@@ -34,6 +35,7 @@ class Statistics:
     drafting_seconds: float = 0.0
     verifying_seconds: float = 0.0
     total_seconds: float = 0.0
+    proposed: int = 0
 
     def verified(self, drafted: int, seconds: float) -> None:
         """Count a forward pass that verified `drafted` draft tokens in `seconds`."""

@@ -1,0 +1,171 @@
+"""Pacing in `generate`: what is timed and told, what is cut, who is paced. The text is never touched."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import drafters
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from freedraft.integrations.hf import Speculative
+from freedraft.plugins.base import Drafts
+from freedraft.plugins.pacing import Pacer
+
+one_thread = tiny.one_thread
+NEW = 40
+
+
+class Noting(Pacer):
+    """Remembers what it is told; keeps the first `keep` draft tokens, all by default."""
+
+    def __init__(self, keep: int = 99) -> None:
+        super().__init__()
+        self.keep = keep
+        self.cuts: list[int] = []
+        self.recorded: list[int] = []
+        self.seconds: list[float] = []
+        self.judged: list[tuple[int, int]] = []
+
+    def cut(self, drafts: Drafts, sequences: int) -> Drafts:
+        assert sequences == 1
+        self.cuts.append(len(drafts.tokens))
+        return drafters.chain(drafts.tokens[: self.keep].tolist())
+
+    def record(self, tokens: int, seconds: float) -> None:
+        self.recorded.append(tokens)
+        self.seconds.append(seconds)
+
+    def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
+        assert offsets.tolist() == [0, len(probability)]
+        assert len(accepted) == 1
+        self.judged.append((len(probability), int(accepted[0])))
+
+
+def generate(ours: Speculative, **options: Any) -> list[int]:
+    ids = tiny.speculative(tiny.model(), tiny.prompt(), ours, max_new_tokens=NEW, do_sample=False, **options)
+    return ids[0].tolist()
+
+
+@pytest.fixture
+def text() -> list[int]:
+    return tiny.plain(tiny.model(), tiny.prompt(), max_new_tokens=NEW, do_sample=False)[0].tolist()
+
+
+def noting(make: drafters.Scripted, keep: int = 99) -> tuple[Speculative, Noting]:
+    ours = Speculative(make, pacing="on")
+    ours._pacer = Noting(keep)
+    return ours, ours._pacer
+
+
+def test_every_step_but_the_prompt_is_timed_by_its_width(text: list[int]) -> None:
+    ours, told = noting(drafters.truth(text))
+    assert generate(ours, stopping_criteria=None) == text
+    assert ours.statistics is not None
+    assert len(told.recorded) == ours.statistics.forward_passes - 1
+    assert sum(told.recorded) == ours.statistics.drafted + len(told.recorded)
+    assert min(told.seconds) > 0
+    assert sum(told.seconds) <= ours.statistics.total_seconds
+
+
+def test_a_step_takes_drafting_and_verifying(text: list[int]) -> None:
+    ours, told = noting(drafters.copying(ngram=1))
+    assert generate(ours) == text
+    assert ours.statistics is not None
+    # The prompt's share of drafting is not in the steps.
+    assert sum(told.seconds) > ours.statistics.verifying_seconds
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_what_is_cut_is_not_verified(text: list[int], keep: int) -> None:
+    ours, told = noting(drafters.truth(text), keep)
+    assert generate(ours) == text
+    assert ours.statistics is not None
+    assert max(told.recorded) == keep + 1
+    assert ours.statistics.proposed == sum(told.cuts) > ours.statistics.drafted
+    # Every draft was right: the steps are as many as that leaves.
+    assert ours.statistics.forward_passes == 1 + -(-(NEW - 1) // (keep + 1))
+
+
+def test_outcomes_are_judged(text: list[int]) -> None:
+    ours, told = noting(drafters.half_true(text, tiny.VOCABULARY))
+    assert generate(ours) == text
+    assert ours.statistics is not None
+    # The last step is not, for the end of the text cuts it short.
+    last = ours.statistics.accepted - sum(accepted for _, accepted in told.judged)
+    assert 0 <= last <= 64
+    assert len(told.judged) in (ours.statistics.drafts, ours.statistics.drafts - 1)
+    assert all(accepted <= drafted for drafted, accepted in told.judged)
+    assert any(accepted < drafted for drafted, accepted in told.judged)
+
+
+def test_a_tree_is_timed_but_not_judged(text: list[int]) -> None:
+    class Tree(drafters.Scripted):
+        def draft(self, slots: Any, budget: Any) -> Drafts:
+            if budget[0] < 2:
+                return Drafts.empty(1)
+            return Drafts(
+                np.array([5, 6], np.int32),
+                np.array([-1, -1], np.int32),
+                np.array([0.5, 0.4], np.float32),
+                np.zeros(2, np.uint8),
+                np.array([0, 2], np.int64),
+            )
+
+    ours = Speculative(Tree(), pacing="on")
+    assert generate(ours) == text
+    assert ours.pacing is not None
+    assert ours.pacing["steps"] > 0
+    assert ours.pacing["calibration"] == []
+
+
+def test_fusion_is_paced_by_default(text: list[int]) -> None:
+    ours = Speculative("fusion", memory="4MiB")
+    assert generate(ours) == text
+    report = ours.pacing
+    assert report is not None
+    assert json.loads(json.dumps(report))["step_ms"]
+    assert ours.statistics is not None
+    assert report["drafted"] == ours.statistics.proposed
+    # One measurement a step and call goes on in the next.
+    before = sum(ours._pacer.step_time.samples)  # type: ignore[union-attr]
+    assert before == ours.statistics.forward_passes - 1
+    assert generate(ours) == text
+    assert sum(ours._pacer.step_time.samples) == before + ours.statistics.forward_passes - 1  # type: ignore[union-attr]
+
+
+def test_others_are_paced_when_asked_to() -> None:
+    assert Speculative("prompt_lookup", memory="4MiB").pacing is None
+    assert Speculative("prompt_lookup", memory="4MiB", pacing="on").pacing is not None
+    assert Speculative("prompt_lookup", memory="4MiB", pacing={"margin": 0.1}).pacing is not None
+    assert Speculative(drafters.never()).pacing is None
+
+
+@pytest.mark.parametrize("off", [False, "off", {"enabled": False}])
+def test_off(text: list[int], off: Any) -> None:
+    ours = Speculative("fusion", memory="4MiB", pacing=off)
+    assert ours.pacing is None
+    assert generate(ours) == text
+    assert ours.statistics is not None
+    # What ends the text is cut off a draft, nothing else.
+    assert ours.statistics.drafted == ours.statistics.proposed
+
+
+def test_keywords_override_a_configuration() -> None:
+    config = {"drafter": "fusion", "memory": "4MiB", "pacing": {"margin": 0.5}}
+    assert Speculative(config=config)._pacer.settings.margin == 0.5  # type: ignore[union-attr]
+    assert Speculative(config=config, pacing={"margin": 0.1})._pacer.settings.margin == 0.1  # type: ignore[union-attr]
+    assert Speculative(config=config, pacing="off").pacing is None
+
+
+def test_sampling_draws_from_the_same_stream() -> None:
+    options = {"max_new_tokens": NEW, "do_sample": True, "temperature": 0.7}
+    expected = tiny.plain(tiny.model(), tiny.prompt(), 3, **options)
+    state = torch.get_rng_state()
+    ours = Speculative("fusion", memory="4MiB", min_probability=0)
+    for _ in range(2):
+        assert tiny.speculative(tiny.model(), tiny.prompt(), ours, 3, **options).tolist() == expected.tolist()
+        assert torch.equal(torch.get_rng_state(), state)
