@@ -30,6 +30,29 @@ def chains(rows: Sequence[Sequence[int]]) -> Drafts:
     )
 
 
+def tree(nodes: Sequence[tuple[int, int]]) -> Drafts:
+    """One row with a `(token, parent)` a node, the parent -1 being the committed text."""
+    return trees([nodes])
+
+
+def trees(rows: Sequence[Sequence[tuple[int, int]]]) -> Drafts:
+    """A row a tree, its branches all the likelier the earlier they are listed."""
+    nodes = [node for row in rows for node in row]
+    probability = []
+    for row in rows:
+        start = len(probability)
+        for i, (_, parent) in enumerate(row):
+            above = 1.0 if parent < 0 else probability[start + parent]
+            probability.append(above * (1.0 - 0.5 * (i + 1) / (len(row) + 1)))
+    return Drafts(
+        np.array([token for token, _ in nodes], np.int32),
+        np.array([parent for _, parent in nodes], np.int32),
+        np.array(probability, np.float32),
+        np.zeros(len(nodes), np.uint8),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+    )
+
+
 class Scripted:
     """Drafts what `propose(text, budget)` says, and remembers all it was told.
 
@@ -114,6 +137,53 @@ def copying(length: int = 8, ngram: int = 2) -> Scripted:
         return []
 
     return Scripted(propose)
+
+
+class Branching(Scripted):
+    """Drafts the tree that `grow(text, budget)` says, as `(token, parent)` a node."""
+
+    def __init__(self, grow: Callable[[list[int], int], Sequence[tuple[int, int]]]) -> None:
+        super().__init__()
+        self.grow = grow
+
+    def draft(self, slots: Any, budget: Any) -> Drafts:
+        rows = [self.grow(self.texts[s], int(b)) for s, b in zip(slots.tolist(), budget, strict=True)]
+        self.calls.append(("draft", budget.tolist()))
+        return trees(rows)
+
+
+def true_branch(text: Sequence[int], vocabulary: int, seed: int = 0, depth: int = 4) -> Branching:
+    """Drafts trees with what `text` has next in one branch at a random place, and noise in the others."""
+    dice = random.Random(seed)
+
+    def grow(so_far: list[int], budget: int) -> list[tuple[int, int]]:
+        following = list(text[len(so_far) : len(so_far) + depth])
+        nodes: list[tuple[int, int]] = []
+        true_node = -1
+        for token in following:
+            siblings = [dice.randrange(vocabulary) for _ in range(dice.randrange(3))]
+            parent = true_node
+            place = dice.randrange(len(siblings) + 1)
+            for i, other in enumerate([*siblings[:place], token, *siblings[place:]]):
+                nodes.append((other, parent))
+                if i == place:
+                    true_node = len(nodes) - 1
+            # A child of a wrong sibling, which must never be seen by the true branch.
+            nodes.append((dice.randrange(vocabulary), dice.randrange(len(nodes))))
+        return nodes[:budget]
+
+    return Branching(grow)
+
+
+def random_trees(vocabulary: int, size: int = 12, seed: int = 0) -> Branching:
+    """Drafts trees of random tokens and shapes; with a small vocabulary some tokens come true."""
+    dice = random.Random(seed)
+
+    def grow(so_far: list[int], budget: int) -> list[tuple[int, int]]:
+        count = min(budget, dice.randrange(size + 1))
+        return [(dice.randrange(vocabulary), dice.randrange(-1, i)) for i in range(count)]
+
+    return Branching(grow)
 
 
 class Raising(Scripted):

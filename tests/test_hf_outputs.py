@@ -14,27 +14,9 @@ from freedraft.integrations.hf import Speculative
 
 one_thread = tiny.one_thread
 
-EVERYTHING: dict[str, Any] = {
-    "return_dict_in_generate": True,
-    "output_scores": True,
-    "output_logits": True,
-    "output_hidden_states": True,
-    "output_attentions": True,
-}
+EVERYTHING = tiny.EVERYTHING
+assert_close = tiny.assert_close
 WINDOW = 8
-
-
-def assert_close(actual: Any, expected: Any) -> None:
-    """Nested tuples of tensors, alike in structure, shape and value."""
-    assert type(actual) is type(expected)
-    if isinstance(expected, tuple):
-        assert len(actual) == len(expected)
-        for one, other in zip(actual, expected, strict=True):
-            assert_close(one, other)
-    elif expected is not None:
-        assert actual.shape == expected.shape
-        assert actual.dtype == expected.dtype
-        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", tiny.DRAFTERS)

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from freedraft.integrations.hf import Speculative, Statistics
-from freedraft.integrations.hf.drafting import Chain, as_chain
+from freedraft.integrations.hf.draft import Chain, as_chain
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import Config
 from freedraft.plugins.prompt_lookup import PromptLookup

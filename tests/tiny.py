@@ -31,6 +31,15 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 2,
 }
 
+EVERYTHING: dict[str, Any] = {
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_logits": True,
+    "output_hidden_states": True,
+    "output_attentions": True,
+}
+"""All that `return_dict_in_generate` can return."""
+
 DRAFTERS: dict[str, Callable[[list[int]], drafters.Scripted]] = {
     "never": lambda text: drafters.never(),
     "truth": drafters.truth,
@@ -110,3 +119,16 @@ def assert_same(
     assert ours.statistics.tokens == expected.shape[1] - (0 if ids is None else ids.shape[1])
     assert ours.statistics.drafter_errors == 0
     return ours
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """Nested tuples of tensors, alike in structure, shape and value."""
+    assert type(actual) is type(expected)
+    if isinstance(expected, tuple):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_close(one, other)
+    elif expected is not None:
+        assert actual.shape == expected.shape
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -73,3 +75,20 @@ class Rollback:
         """Leave the cache as a caller expects it."""
         for layer in self._recording:
             layer.record_past = False
+
+
+def gather_newest(cache: Any, count: int, kept: Sequence[int]) -> None:
+    """Move the entries `kept` of the newest `count` to their front, in that order; what follows them is left over.
+
+    Args:
+        cache: a `DynamicCache` with keys and values only; written in place.
+        count: tokens of the last pass.
+        kept: indices among these, rising.
+    """
+    if list(kept) == list(range(len(kept))):
+        return
+    for layer in cache.layers:
+        chosen = torch.tensor(kept, device=layer.keys.device)
+        for states in (layer.keys, layer.values):
+            newest = states[:, :, states.shape[2] - count :]
+            newest[:, :, : len(kept)] = newest.index_select(2, chosen)

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 
 import numpy as np
 
 from freedraft.integrations.guard import Guard
+from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, as_chain, as_draft
 from freedraft.integrations.hf.statistics import Statistics
-from freedraft.plugins.base import Drafts, Feedback
+from freedraft.plugins.base import Feedback
 from freedraft.retrieval.ragged import Int32, Int64
 
+logger = logging.getLogger("freedraft")
+
 FIRST_RETRY = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A draft with one branch.
-
-    Nodes are numbered as positions of the forward pass: 0 is the last committed token, `1 + j` is draft token j.
-    """
-
-    tokens: list[int]
-
-    @property
-    def width(self) -> int:
-        """Positions of the forward pass that verifies it."""
-        return 1 + len(self.tokens)
-
-    def drafted(self, node: int) -> list[int]:
-        """The draft tokens that follow `node`."""
-        return self.tokens[node : node + 1]
-
-    def child(self, node: int, token: int) -> int | None:
-        """The node of draft token `token` behind `node`, None when it was not drafted."""
-        return node + 1 if node < len(self.tokens) and self.tokens[node] == token else None
-
-    def before(self, ends: frozenset[int]) -> Chain:
-        """The draft up to the first token of `ends`, without it: the target gives that one for nothing."""
-        for i, token in enumerate(self.tokens):
-            if token in ends:
-                return Chain(self.tokens[:i])
-        return self
-
-
-NO_DRAFT = Chain([])
 
 
 class Drafting:
@@ -54,11 +25,17 @@ class Drafting:
 
     When the drafter loses the sequence to a failure, it is opened anew with the whole text: after 16 more tokens, and
     then after twice as many each time, so that a drafter that always fails costs little.
+
+    Args:
+        guard: the drafter.
+        statistics: where its time and its errors are counted.
+        why_no_trees: the reason why a tree is to be cut down to its likeliest branch; None leaves it whole.
     """
 
-    def __init__(self, guard: Guard, statistics: Statistics) -> None:
+    def __init__(self, guard: Guard, statistics: Statistics, why_no_trees: str | None = None) -> None:
         self._guard = guard
         self._statistics = statistics
+        self._why_no_trees = why_no_trees
         self._errors_before = guard.errors
         self._slots: Int64 | None = None
         self._text: list[int] = []
@@ -84,15 +61,18 @@ class Drafting:
         self._slots = self._guard.open(prompt, np.array([0, len(prompt)], np.int64))
         self._statistics.drafting_seconds += perf_counter() - started
 
-    def draft(self, budget: int) -> Chain:
+    def draft(self, budget: int) -> Draft:
         """A draft of at most `budget` tokens."""
         if budget <= 0 or self._slots is None:
             return NO_DRAFT
         started = perf_counter()
         drafts = self._guard.draft(self._slots, np.array([budget], np.int32), self._vocabulary)
-        chain = as_chain(drafts) if len(drafts.tokens) else NO_DRAFT
+        draft = NO_DRAFT if not len(drafts.tokens) else as_draft(drafts)
+        if not isinstance(draft, Chain) and self._why_no_trees is not None:
+            log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
+            draft = as_chain(drafts)
         self._statistics.drafting_seconds += perf_counter() - started
-        return chain
+        return draft
 
     def commit(self, tokens: Sequence[int], feedback: Feedback | None) -> None:
         """Tell the outcome of the last verification, then the tokens that it committed."""
@@ -126,15 +106,7 @@ class Drafting:
             self._retry_at = None
 
 
-def as_chain(drafts: Drafts) -> Chain:
-    """The likeliest branch of the first row, from the committed text to a leaf."""
-    row = drafts.row(0)
-    tokens, parents = drafts.tokens[row], drafts.parents[row]
-    if parents.tolist() == list(range(-1, len(parents) - 1)):
-        return Chain(tokens.tolist())
-    likelihood = drafts.probability[row]
-    path, node = [], -1
-    while len(children := np.flatnonzero(parents == node)):
-        node = int(children[likelihood[children].argmax()])
-        path.append(int(tokens[node]))
-    return Chain(path)
+@cache
+def log_once(message: str) -> None:
+    """Log `message` as a warning, the first time only."""
+    logger.warning(message)

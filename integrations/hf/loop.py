@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from freedraft.integrations.hf.drafting import NO_DRAFT, Chain, Drafting
+from freedraft.integrations.hf.draft import NO_DRAFT, Draft
+from freedraft.integrations.hf.drafting import Drafting
 from freedraft.integrations.hf.recorder import Recorder
 from freedraft.integrations.hf.statistics import Statistics
 from freedraft.integrations.hf.stopping import Stopping
@@ -25,11 +26,13 @@ class Step:
     Attributes:
         committed: the new tokens of the text, at least one.
         accepted: how many of them had been drafted.
+        last: the node of the draft behind which the last of them was chosen.
         done: a stopping criterion said so after the last of them.
     """
 
     committed: list[int] = field(default_factory=list)
     accepted: int = 0
+    last: int = 0
     done: bool = False
 
 
@@ -81,7 +84,7 @@ class Loop:
         # On an accelerator the prompt is still being worked on while the drafter reads it.
         self.drafting.open(prompt, outputs.logits.shape[-1])
         opened = perf_counter()
-        self.recorder.begin(outputs, None)
+        self.recorder.begin(outputs, None, NO_DRAFT)
         token = self._first_choice(outputs.logits, NO_DRAFT)
         self.statistics.prefill_seconds += launched - started + perf_counter() - opened
         self.statistics.forward_passes += 1
@@ -90,25 +93,25 @@ class Loop:
         self.drafting.commit(step.committed, None)
         return step
 
-    def _verify(self, draft: Chain) -> Step:
+    def _verify(self, draft: Draft) -> Step:
         started = perf_counter()
-        outputs = self.target.verify(self.tokens.with_draft(draft.tokens), draft.width)
-        self.recorder.begin(outputs, self.target.cached - draft.width)
+        outputs = self.target.verify(self.tokens.with_draft(draft.tokens), draft)
+        self.recorder.begin(outputs, self.target.cached - draft.width, draft)
         token = self._first_choice(outputs.logits, draft)
         self.statistics.verified(len(draft.tokens), perf_counter() - started)
         step = self._commit(draft, token)
-        self.target.drop(draft.width - len(step.committed))
+        self.target.keep(draft, step.last)
         feedback = self.verification.feedback(self.drafting.feedback, self.drafting.top_k, step.accepted)
         self.verification.end()
         self.drafting.commit(step.committed, feedback)
         return step
 
-    def _first_choice(self, logits: torch.Tensor, draft: Chain) -> int:
+    def _first_choice(self, logits: torch.Tensor, draft: Draft) -> int:
         committed = self.tokens.committed()
         self.verification.begin(logits, draft, committed)
         return self.verification.choose(0, committed)
 
-    def _commit(self, draft: Chain, token: int) -> Step:
+    def _commit(self, draft: Draft, token: int) -> Step:
         """Commit `token`, and on along the draft."""
         step = Step()
         node: int | None = 0
@@ -117,6 +120,7 @@ class Loop:
                 token = self.verification.choose(node, self.tokens.committed())
             self.tokens.append(token)
             step.committed.append(token)
+            step.last = node
             if self.streamer is not None:
                 self.streamer.put(torch.tensor([token]))
             step.done = self.stopping(token, self.tokens.committed(), self.recorder.scores)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft
+
 Layers = tuple[torch.Tensor | None, ...]
 
 
@@ -29,11 +31,12 @@ class Recorder:
         self._windows = windows
         self._outputs: Any = None
         self._cached: int | None = None
+        self._draft: Draft = NO_DRAFT
 
-    def begin(self, outputs: Any, cached: int | None) -> None:
+    def begin(self, outputs: Any, cached: int | None, draft: Draft) -> None:
         """Start on a forward pass; `cached` is the cache's length before it, None for the pass over the prompt."""
         if self._hidden_states is not None or self._attentions is not None:
-            self._outputs, self._cached = outputs, cached
+            self._outputs, self._cached, self._draft = outputs, cached, draft
 
     def token(self, node: int, raw: torch.Tensor, processed: torch.Tensor | None) -> None:
         """A token was chosen at position `node`.
@@ -78,8 +81,14 @@ class Recorder:
         if attention is None:
             return None
         assert self._cached is not None
-        position = self._cached + node
+        path = self._draft.path(node)
+        position = self._cached + len(path) - 1
         window = self._windows[layer] if layer < len(self._windows) else None
         oldest = 0 if window is None else max(0, position - window + 1)
         first = self._cached + attention.shape[2] - attention.shape[3]
-        return attention[:, :, node : node + 1, oldest - first : position + 1 - first]
+        row = attention[:, :, node : node + 1]
+        if isinstance(self._draft, Chain):
+            return row[..., oldest - first : position + 1 - first]
+        # The past, then the node's own branch, where the past ends after `cached - first` keys.
+        keys = [*range(self._cached - first), *(self._cached - first + place for place in path)]
+        return row[..., keys[oldest - first :]]

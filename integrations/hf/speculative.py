@@ -108,7 +108,7 @@ class Speculative:
         target = Target(model, generation_config, model_kwargs)
         recorder = Recorder(generation_config, target.windows)
         rule: AcceptanceRule = Sampling() if generation_config.do_sample else Greedy()
-        drafting = Drafting(self._guard, statistics)
+        drafting = Drafting(self._guard, statistics, target.why_no_trees)
         loop = Loop(
             target,
             Tokens(input_ids),

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from freedraft.integrations.hf.cache import Rollback, prepare_cache
+from freedraft.integrations.hf.cache import Rollback, gather_newest, prepare_cache
+from freedraft.integrations.hf.draft import Draft, Tree
+from freedraft.integrations.hf.masks import Masks, why_no_masks
 
 
 class Target:
@@ -21,6 +23,7 @@ class Target:
     Attributes:
         cached: tokens in the cache.
         windows: for every layer the sliding window in tokens, None = unbounded.
+        why_no_trees: the reason why only chains can be verified; None when trees can.
     """
 
     def __init__(self, model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
@@ -29,7 +32,9 @@ class Target:
         self._kwargs = model_kwargs
         self.cached = 0
         self.windows = prepare_cache(model_kwargs["past_key_values"])
+        self.why_no_trees = why_no_masks(model, self.cache)
         self._rollback: Rollback | None = None
+        self._masks: Masks | None = None
         self._prefilled = 0
         parameters = inspect.signature(model.prepare_inputs_for_generation).parameters
         # transformers 5 slices the newest tokens by count, 4 by their positions in the cache.
@@ -59,8 +64,17 @@ class Target:
         self.cached = self._prefilled = self.cache.get_seq_length()
         return outputs
 
-    def verify(self, ids: torch.Tensor, width: int) -> Any:
-        """Run the last `width` tokens of `ids` int64 `(1, n)`, which the cache does not hold yet."""
+    def verify(self, ids: torch.Tensor, draft: Draft) -> Any:
+        """Run the last committed token and `draft`, the last tokens of `ids` int64 `(1, n)`."""
+        width = draft.width
+        inputs = self._inputs(ids, width)
+        if isinstance(draft, Tree):
+            self._arrange(inputs, draft)
+        outputs = self._model(**inputs, return_dict=True)
+        self.cached += width
+        return outputs
+
+    def _inputs(self, ids: torch.Tensor, width: int) -> dict[str, Any]:
         kwargs = dict(self._kwargs)
         offset = self.cached - self._prefilled
         if (mask := kwargs.get("attention_mask")) is not None:
@@ -80,15 +94,30 @@ class Target:
         inputs = self._model.prepare_inputs_for_generation(ids, **kwargs)
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = width
-        outputs = self._model(**inputs, return_dict=True)
-        self.cached += width
-        return outputs
+        return inputs
 
-    def drop(self, count: int) -> None:
-        """Take the newest `count` tokens out of the cache; after every `verify`, also with 0."""
+    def _arrange(self, inputs: dict[str, Any], tree: Tree) -> None:
+        """Place the tokens of a chain's `inputs` as `tree` has them."""
+        if self._masks is None:
+            self._masks = Masks(self._model, self.cache)
+        device = inputs["input_ids"].device
+        depths = torch.tensor([tree.depths], device=device)
+        slots = torch.arange(self.cached, device=device)[None]
+        padding = inputs.get("attention_mask")
+        valid = torch.ones_like(slots, dtype=torch.bool) if padding is None else padding[:, : self.cached].bool()
+        ancestors = torch.from_numpy(tree.ancestors()).to(device)[None]
+        inputs["attention_mask"] = self._masks.make(valid, slots, self.cached + depths, ancestors)
+        positions = inputs.get("position_ids")
+        inputs["position_ids"] = depths + (self.cached if positions is None else positions[:, :1])
+
+    def keep(self, draft: Draft, node: int) -> None:
+        """Leave of `draft` only the path to `node` in the cache, node 0 included; after every `verify`."""
         assert self._rollback is not None
-        self._rollback.drop(count)
-        self.cached -= count
+        path = draft.path(node)
+        if isinstance(draft, Tree):
+            gather_newest(self.cache, draft.width, path)
+        self._rollback.drop(draft.width - len(path))
+        self.cached -= draft.width - len(path)
 
     def decoding(self) -> AbstractContextManager[Any]:
         """The context that `generate` runs the passes after the prompt in: it switches the kernels of experts."""

@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from freedraft.integrations.hf.acceptance import AcceptanceRule
-from freedraft.integrations.hf.drafting import NO_DRAFT, Chain
+from freedraft.integrations.hf.draft import NO_DRAFT, Draft
 from freedraft.integrations.hf.processors import ProcessedScores
 from freedraft.integrations.hf.recorder import Recorder
 from freedraft.plugins.base import Feedback
@@ -31,10 +31,10 @@ class Verification:
         self._rule = rule
         self._scores = ProcessedScores(processors, device)
         self._recorder = recorder
-        self._draft = NO_DRAFT
+        self._draft: Draft = NO_DRAFT
         self._choices: list[int] | None = None
 
-    def begin(self, logits: torch.Tensor, draft: Chain, committed: torch.Tensor) -> None:
+    def begin(self, logits: torch.Tensor, draft: Draft, committed: torch.Tensor) -> None:
         """Take the logits `(1, positions, vocabulary)` of a pass whose last positions verify `draft`."""
         self._draft = draft
         self._scores.begin(logits, draft.width)
