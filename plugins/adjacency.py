@@ -10,7 +10,7 @@ Contexts are int32 `(MAX_CONTEXT,)`, the newest token first, `NO_TOKEN` where th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,8 +49,8 @@ def new_table(memory: int, k: int) -> Table:
 
 
 @kernel
-def hash_context(context: Int32, length: int) -> int:
-    """63 well-mixed bits of the newest `length` tokens."""
+def hash_context(context: Int32, length: int) -> Any:
+    """63 well-mixed bits of the newest `length` tokens, int64."""
     mixed = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
     for i in range(length):
         mixed ^= np.uint64(context[i])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.ragged import Int64
+from freedraft.retrieval.ragged import Int32, Int64, as_tokens
 
 FIRST = 16
 
@@ -66,3 +66,15 @@ def grown(array: NDArray[Any], rows: int, fill: int = 0) -> Any:
     larger = np.full((rows, *array.shape[1:]), fill, array.dtype)
     larger[: len(array)] = array
     return larger
+
+
+def checked_tokens(values: Any, name: str = "tokens") -> Int32:
+    """Return `values` as int32 token ids.
+
+    Raises:
+        InputError: as `as_tokens`, and a negative id.
+    """
+    tokens = as_tokens(values, name)
+    if len(tokens) and tokens.min() < 0:
+        raise InputError(f"{name}: token ids must not be negative, got {int(tokens.min())}")
+    return tokens

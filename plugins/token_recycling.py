@@ -23,10 +23,10 @@ from freedraft.plugins.adjacency import (
 )
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
-from freedraft.plugins.slots import Slots, grown
+from freedraft.plugins.slots import Slots, checked_tokens, grown
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets, as_tokens
+from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets
 
 # How often a token of each rank was the next one, roughly, before anything is counted; and the weight of that belief.
 PRIOR = np.array([0.4, 0.1, 0.05, 0.03, 0.02, 0.015, 0.01, 0.008])
@@ -35,7 +35,8 @@ PRIOR_WEIGHT = 4.0
 HORIZON = 4096.0
 
 # A row's kind: the length of its context, whether a longer context had a row too, its trust, and how many draft tokens
-# come before (up to MAX_DEPTH): where the last draft has just failed the next token is harder than behind accepted ones.
+# come before (up to MAX_DEPTH): where the last draft has just failed the next token is harder than behind accepted
+# ones.
 MAX_DEPTH = 2
 KINDS = MAX_CONTEXT * 2 * (MAX_TRUST + 1) * (MAX_DEPTH + 1)
 
@@ -136,7 +137,10 @@ class Heap(NamedTuple):
 
 
 class TokenRecycling:
-    """Drafts by token recycling (Luo et al. 2024, "Turning Trash into Treasure", arXiv 2408.08696).
+    """Drafts a tree of tokens that the target ranked high when it last saw the same context.
+
+    From Luo et al. 2024, "Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
+    Recycling" (arXiv 2408.08696).
 
     At every verified position the target ranks all tokens; its k likeliest are kept as the row of the token they
     follow, also where the draft was rejected. The next draft is a tree grown from these rows. What differs from the
@@ -180,7 +184,7 @@ class TokenRecycling:
         Raises:
             InputError: negative token ids, or offsets that do not fit.
         """
-        prompts = _tokens(prompts, "prompts")
+        prompts = checked_tokens(prompts, "prompts")
         offsets = as_offsets(offsets, len(prompts))
         slots = self._slots.take(len(offsets) - 1)
         self._sequences = Sequences(*(grown(array, self._slots.capacity) for array in self._sequences))
@@ -198,7 +202,7 @@ class TokenRecycling:
             InputError: a slot that is not open, negative token ids, or offsets that do not fit.
         """
         slots = self._slots.checked(slots)
-        tokens = _tokens(tokens, "tokens")
+        tokens = checked_tokens(tokens)
         offsets = as_offsets(offsets, len(tokens), len(slots))
         chosen = self.settings
         extend_batch(
@@ -256,13 +260,6 @@ class TokenRecycling:
             InputError: a slot that is not open, or named twice.
         """
         self._slots.release(slots)
-
-
-def _tokens(values: Int32, name: str) -> Int32:
-    tokens = as_tokens(values, name)
-    if len(tokens) and tokens.min() < 0:
-        raise InputError(f"{name}: token ids must not be negative, got {int(tokens.min())}")
-    return tokens
 
 
 @kernel
@@ -337,7 +334,7 @@ def judge(table: Table, counts: Counts, context: Int32, length: int, depth: int,
 
 @kernel
 def context_at(committed: Int32, tokens: Int32, parents: Int32, node: int, context: Int32) -> int:
-    """Write the newest tokens up to draft node `node`, -1 = the end of the committed text; return how many it drafted."""
+    """Write the newest tokens up to draft node `node`, -1 = committed text only; return how many are drafted."""
     used = 0
     while node >= 0 and used < len(context):
         context[used] = tokens[node]
