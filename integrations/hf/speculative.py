@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from freedraft.integrations.guard import Guard
-from freedraft.integrations.hf.acceptance import AcceptanceRule, Greedy, Sampling
+from freedraft.integrations.hf.acceptance import make_rule
 from freedraft.integrations.hf.drafting import Drafting
 from freedraft.integrations.hf.loop import Loop
 from freedraft.integrations.hf.recorder import Recorder
@@ -39,8 +39,9 @@ class Speculative:
         print(speculative.statistics)
 
     The output is that of plain `generate`: token for token with greedy decoding in float32, and with sampling drawn
-    from the same random stream. Use one object for many calls: what the drafter shares between sequences stays.
-    Calls from several threads are safe; the statistics are then those of the call that ended last.
+    from the same random stream. Only an acceptance rule that is lossy, and asked for by name, changes that. Use one
+    object for many calls: what the drafter shares between sequences stays. Calls from several threads are safe; the
+    statistics are then those of the call that ended last.
 
     Args:
         drafter: the registered name of a drafter, or a `Drafter`; by default what `config` names.
@@ -107,7 +108,8 @@ class Speculative:
         statistics = Statistics(calls=1)
         target = Target(model, generation_config, model_kwargs)
         recorder = Recorder(generation_config, target.windows)
-        rule: AcceptanceRule = Sampling() if generation_config.do_sample else Greedy()
+        rule = make_rule(self._settings, generation_config.do_sample)
+        statistics.lossy = int(rule.lossy)
         drafting = Drafting(self._guard, statistics, target.why_no_trees)
         loop = Loop(
             target,

@@ -21,6 +21,7 @@ class Statistics:
         drafting_seconds: spent in the drafter.
         verifying_seconds: every other forward pass, up to and including the target's choice of its first token.
         total_seconds: from the first line of our code to the last.
+        lossy: calls whose acceptance rule may change the output; only one that was asked for by name does.
         proposed: draft tokens that the drafter had; pacing leaves out those that would cost more time than they save.
     """
 
@@ -36,6 +37,7 @@ class Statistics:
     verifying_seconds: float = 0.0
     total_seconds: float = 0.0
     proposed: int = 0
+    lossy: int = 0
 
     def verified(self, drafted: int, seconds: float) -> None:
         """Count a forward pass that verified `drafted` draft tokens in `seconds`."""
@@ -82,8 +84,9 @@ class Statistics:
             f"{name} {getattr(self, f'{name}_seconds'):.3f}" for name in ("prefill", "drafting", "verifying", "rest")
         )
         errors = f"; {self.drafter_errors} drafter errors" if self.drafter_errors else ""
+        lossy = "; lossy acceptance" if self.lossy else ""
         return (
             f"{self.tokens} tokens in {self.forward_passes} forward passes ({self.tokens_per_step:.2f} tokens a step); "
             f"{self.accepted} of {self.drafted} draft tokens accepted ({self.acceptance_rate:.0%}); "
-            f"{self.total_seconds:.3f} s ({times}){errors}"
+            f"{self.total_seconds:.3f} s ({times}){errors}{lossy}"
         )
