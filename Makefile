@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 PYTEST := .venv/bin/pytest
 STAMP := .venv/.ready
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all test-oldest lint bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -25,6 +25,9 @@ test: $(STAMP) ## all tests but the slow ones
 test-all: $(STAMP) ## all tests, the slow ones too
 	@$(PYTEST)
 
+test-oldest: $(STAMP) ## the tests of generate on transformers 4.57, in an environment of its own
+	@bash requirements/oldest.sh
+
 lint: $(STAMP) ## ruff and mypy --strict
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -34,5 +37,5 @@ bench: $(STAMP) ## the benchmarks that need no model; results in bench/results
 	@for name in drafting adversarial cache_lines; do .venv/bin/python bench/$$name.py || exit 1; done
 
 clean: ## remove what was built; .cache with the model stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

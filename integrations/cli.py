@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from rich.console import Console
 from rich.table import Table
 
@@ -74,10 +75,20 @@ def drafters(
 def _describe(name: str) -> dict[str, Any]:
     loaded = drafter_class(name)
     settings = {
-        key: {"type": _type_name(field.annotation), "default": field.default, "description": field.description or ""}
+        key: {
+            "type": _type_name(field.annotation),
+            "default": "required" if field.is_required() else _readable(field.get_default(call_default_factory=True)),
+            "description": field.description or "",
+        }
         for key, field in loaded.Settings.model_fields.items()
     }
     return {"summary": (loaded.__doc__ or "").strip().split("\n")[0], "settings": settings}
+
+
+def _readable(default: Any) -> Any:
+    if isinstance(default, ByteSize):
+        return default.human_readable()
+    return default if isinstance(default, str | int | float | bool | list | None) else str(default)
 
 
 def _type_name(annotation: Any) -> str:
