@@ -1,19 +1,22 @@
 """Pacing: how many of the drafted tokens are worth verifying now.
 
 One rule, for one sequence or hundreds. Let T(n) be the time of a step whose forward pass takes n tokens, and p the
-probabilities of all drafted tokens of all sequences, likeliest first. Verify the first k, for the k that maximises
+probabilities of all drafted tokens of all S sequences, likeliest first. Verify the first k, for the k that maximises
 
-    (sequences + p[0] + ... + p[k-1]) / T(sequences + k)
+    p[0] + ... + p[k-1] - g x S x (T(S + k) / T(S) - 1)
 
-that is, expected committed tokens a second. A token's probability includes its ancestors', so the likeliest first are
-always whole beginnings of drafts. T is measured while running; where nothing pays, k is 0.
+that is, the tokens that the draft is expected to commit, less those that its time would commit otherwise: g is the
+running ratio of the tokens a second to those of plain steps, 1 or more. This maximises tokens over time in the long run
+(Dinkelbach 1967, "On nonlinear fractional programming"), where the best ratio of each single step would spend too much
+on poor drafts. A token's probability includes its ancestors', so the likeliest first are always whole beginnings of
+drafts. T is measured while running; where nothing pays, k is 0.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +43,10 @@ class PacingSettings(Settings):
         "`fusion`, and of any drafter for which this section is given.",
     )
     margin: float = Field(
-        0.02, ge=0, le=1, description="Draft only where the expected gain in tokens a second is above this share."
+        0.02,
+        ge=0,
+        le=1,
+        description="Draft only where the expected gain in tokens is above this share of a plain step's.",
     )
     explore: int = Field(
         100,
@@ -134,6 +140,15 @@ class StepTime:
         then = self._scale_then[self._place(tokens)]
         return then > 0 and not 1 / self.STALE < self.scale / then < self.STALE
 
+    @classmethod
+    def known(cls, curve: Callable[[int], float]) -> StepTime:
+        """A T(n) that is told, in seconds, and not measured: samples change nothing."""
+        time = _Known(0.0)
+        time.scale = curve(1)
+        time.shape = np.maximum.accumulate([curve(int(n)) / time.scale for n in GRID])
+        time.samples[:] = 2**31
+        return time
+
     def shape_at(self, tokens: int) -> float:
         """T(tokens) / T(1)."""
         return float(interpolate(GRID, self.shape, tokens))
@@ -154,6 +169,11 @@ class StepTime:
         return int(np.abs(self._log_grid - math.log(max(tokens, 1))).argmin())
 
 
+class _Known(StepTime):
+    def record(self, tokens: int, seconds: float) -> float:
+        return 1.0
+
+
 class Pacer:
     """Cuts drafts to what pays, and keeps account of how they did.
 
@@ -171,6 +191,7 @@ class Pacer:
 
     FIRST_PLAIN = 3
     """Steps without a draft that come first, for T of a plain step to be known."""
+    GAIN_MEMORY = 0.995
 
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
@@ -180,6 +201,7 @@ class Pacer:
         self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
         self._since_plain = self._since_verified = 0
         self._exploring = self._verifying = False
+        self._tokens = self._time = 1.0
         self._lock = threading.Lock()
 
     def cut(self, drafts: Drafts, sequences: int) -> Drafts:
@@ -195,12 +217,15 @@ class Pacer:
         self._exploring = False
         if total == 0:
             self._since_plain = 0
+            self._expect(1.0, 1.0)
             return drafts
         self.steps += 1
         self.drafted += total
         probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
-        keep, gain = best_prefix(probability, max(sequences, 1), GRID, self.step_time.shape, self.settings.uniform)
-        pays = gain > 1.0 + self.settings.margin
+        sequences = max(sequences, 1)
+        shape = self.step_time.shape
+        keep, surplus = best_prefix(probability, sequences, GRID, shape, self.settings.uniform, max(self.gain, 1.0))
+        pays = surplus > self.settings.margin * sequences
         if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
             verify = False
         elif pays:
@@ -212,14 +237,30 @@ class Pacer:
         if not verify:
             self._since_plain = 0
             self._since_verified += 1
+            self._expect(1.0, 1.0)
             return Drafts.empty(drafts.rows)
         self._since_plain += 1
         self._since_verified = 0
         self.verified += 1
         self.kept += keep
-        if keep == total:
-            return drafts
-        return Drafts(*keep_likeliest(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, keep))
+        if keep < total:
+            drafts = Drafts(
+                *keep_likeliest(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, keep)
+            )
+            probability = drafts.probability
+        time = self.step_time.shape_at(sequences + keep) / self.step_time.shape_at(sequences)
+        self._expect(1.0 + float(probability.sum()) / sequences, time)
+        return drafts
+
+    @property
+    def gain(self) -> float:
+        """Tokens a second as a multiple of plain decoding's, as expected of the latest some hundred steps."""
+        return self._tokens / self._time
+
+    def _expect(self, tokens: float, time: float) -> None:
+        """Take in a step: tokens a sequence, and time as a multiple of a plain step's."""
+        self._tokens = self.GAIN_MEMORY * self._tokens + tokens
+        self._time = self.GAIN_MEMORY * self._time + time
 
     def record(self, tokens: int, seconds: float) -> None:
         """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
@@ -246,7 +287,8 @@ class Pacer:
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
-        `step_ms` is T(n) in milliseconds, `calibration` the predicted and the observed share of right tokens, given
+        `step_ms` is T(n) in milliseconds, `gain` the tokens a second that are expected, as a multiple of plain
+        decoding's, `calibration` the predicted and the observed share of right tokens, given
         that all before them were right, by tenths of the prediction.
         """
         rows = [
@@ -256,6 +298,7 @@ class Pacer:
         ]
         return {
             "step_ms": {n: round(1e3 * seconds, 3) for n, seconds in self.step_time.table().items()},
+            "gain": round(self.gain, 4),
             "steps": self.steps,
             "verified": self.verified,
             "explored": self.explored,
@@ -369,18 +412,20 @@ def never_rising(probability: Float32, parents: Int32, offsets: Int64) -> Float3
 
 
 @kernel
-def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float64, whole: bool) -> tuple[int, float]:
-    """The k from 1 up for which the k likeliest tokens give the most committed tokens a second; `whole` = all.
+def best_prefix(
+    probability: Float32, sequences: int, grid: Int64, shape: Float64, whole: bool, gain: float
+) -> tuple[int, float]:
+    """The k from 1 up whose k likeliest tokens bring most, by the rule above; `whole` = all of them.
 
     Returns:
-        k, and what it gives, as a multiple of what no draft gives.
+        k, and the tokens that it brings beyond those that its time is worth.
     """
     ordered = np.sort(probability)
     total = len(ordered)
     last = len(grid) - 1
-    plain = sequences / interpolate(grid, shape, sequences)
-    expected = float(sequences)
-    best, best_rate = total, 0.0
+    price = gain * sequences / interpolate(grid, shape, sequences)
+    expected = 0.0
+    best, most = total, -np.inf
     at = 0
     for k in range(1, total + 1):
         expected += ordered[total - k]
@@ -394,9 +439,10 @@ def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float6
         else:
             share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
             time = shape[at] + share * (shape[at + 1] - shape[at])
-        if expected / time > best_rate:
-            best, best_rate = k, expected / time
-    return best, best_rate / plain
+        surplus = expected - price * time
+        if surplus > most:
+            best, most = k, surplus
+    return best, most + gain * sequences
 
 
 @kernel

@@ -401,17 +401,22 @@ class Fusing:
         return [] if self.started is None else self.text[self.started :]
 
 
-def best_prefix(probabilities: Sequence[float], sequences: int, time: Callable[[int], float]) -> tuple[int, float]:
-    """The k from 1 up that maximises committed tokens a second, by trying all; and the gain over no draft."""
+def best_prefix(
+    probabilities: Sequence[float], sequences: int, time: Callable[[int], float], gain: float
+) -> tuple[int, float]:
+    """The k from 1 up whose k likeliest tokens bring most beyond what their time is worth, by trying all."""
     ordered = sorted(probabilities, reverse=True)
-    rates = {k: (sequences + sum(ordered[:k])) / time(sequences + k) for k in range(1, len(ordered) + 1)}
-    best = max(rates, key=lambda k: (rates[k], -k))
-    return best, rates[best] * time(sequences) / sequences
+    worth = gain * sequences / time(sequences)
+    brings = {k: sum(ordered[:k]) - worth * (time(sequences + k) - time(sequences)) for k in range(1, len(ordered) + 1)}
+    best = max(brings, key=lambda k: (brings[k], -k))
+    return best, brings[best]
 
 
-def best_subset(rows: Sequence[Sequence[float]], sequences: int, time: Callable[[int], float]) -> float:
-    """The best rate that any choice of beginnings of the rows' drafts gives, by trying all."""
+def best_cut(rows: Sequence[Sequence[float]], sequences: int, time: Callable[[int], float], gain: float) -> float:
+    """What the best of all choices of beginnings of the rows' drafts brings, by trying all."""
+    worth = gain * sequences / time(sequences)
     return max(
-        (sequences + sum(sum(row[:n]) for row, n in zip(rows, lengths, strict=True))) / time(sequences + sum(lengths))
+        sum(sum(row[:n]) for row, n in zip(rows, lengths, strict=True))
+        - worth * (time(sequences + sum(lengths)) - time(sequences))
         for lengths in product(*(range(len(row) + 1) for row in rows))
     )
