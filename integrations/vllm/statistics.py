@@ -85,16 +85,18 @@ class PeriodicLog:
         self._statistics = statistics
         self._last = statistics.copy()
         self._ended = threading.Event()
+        self._lock = threading.Lock()
         self._interval = interval
         if interval > 0:
             threading.Thread(target=self._run, name="freedraft-statistics", daemon=True).start()
 
     def write(self) -> None:
         """Write the line, if there was a step since the last."""
-        now = self._statistics.copy()
-        if now.steps != self._last.steps:
-            logger.info(describe(now, self._last))
-            self._last = now
+        with self._lock:
+            now = self._statistics.copy()
+            if now.steps != self._last.steps:
+                logger.info(describe(now, self._last))
+                self._last = now
 
     def end(self) -> None:
         """Stop the thread."""
