@@ -103,10 +103,11 @@ def arrival(prompts: int, context: int, running: int, drafter: str) -> dict[str,
     rows = prompts + running
     engine = Engine(rows, context, 200)
     ours = Proposer(engine.config(drafter=drafter, memory="4GiB", vllm={"log_interval": 0}))
-    engine.length[:running] = 2000
+    before = min(2000, context)
+    engine.length[:running] = before
     everyone = engine.length.copy()
     engine.length[running:] = 0
-    while ours.statistics.taken < running * 2000:
+    while ours.statistics.taken < running * before:
         ours.propose([[]] * running, engine.length, engine.tokens)
     engine.length[:] = everyone
     times = []

@@ -1,0 +1,215 @@
+"""Decode with real vLLM and the demo model, plain and with each speculative method, and compare the speed.
+
+Each method has an engine in a process of its own. They take turns, round by round: each answers the same prompts in the
+same order, first one at a time, then another set with 8 at once. Every round has fresh prompts, so that no method sees
+a question twice. Replies are compared with plain's.
+
+    python bench/vllm_live.py [--prompts FOLDER] [--rounds N] [--only METHOD ...] [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from harness import RESULTS, machine, median, save, show
+from vllm_prompts import live_prompts
+
+STREAMS = 8
+DRAFTED = 12
+OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
+METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "plain": (None, {}),
+    "vLLM ngram 2..5": (
+        {"method": "ngram", "num_speculative_tokens": DRAFTED, "prompt_lookup_min": 2, "prompt_lookup_max": 5},
+        {},
+    ),
+    "vLLM ngram 1..4": (
+        {"method": "ngram", "num_speculative_tokens": DRAFTED, "prompt_lookup_min": 1, "prompt_lookup_max": 4},
+        {},
+    ),
+    "vLLM suffix": ({"method": "suffix", "num_speculative_tokens": DRAFTED}, {}),
+    "freedraft suffix_automaton": (OURS, {"drafter": "suffix_automaton"}),
+    "freedraft fusion": (OURS, {"drafter": "fusion"}),
+}
+
+
+def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
+    """Answer prompts that come down the pipe until it says None; sends replies and measurements."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from vllm import LLM, SamplingParams
+
+    from freedraft.integrations.hf.smollm2 import demo_model_path
+
+    speculative, additional = METHODS[method]
+    llm = LLM(
+        model=str(demo_model_path()),
+        dtype="float32",
+        enforce_eager=True,
+        max_num_seqs=STREAMS,
+        max_model_len=options["width"],
+        enable_prefix_caching=False,
+        disable_log_stats=False,
+        speculative_config=speculative,
+        additional_config={"freedraft": additional} if additional else {},
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
+    llm.generate(options["warm_up"], greedy, use_tqdm=False)
+    pipe.send("ready")
+    while (job := pipe.recv()) is not None:
+        prompts, streams = job
+        before = _totals(llm)
+        started = perf_counter()
+        outputs = []
+        for i in range(0, len(prompts), 1 if streams == 1 else len(prompts)):
+            # With several streams all prompts are queued and vLLM keeps as many running as `max_num_seqs` says.
+            outputs += llm.generate(prompts[i : i + 1] if streams == 1 else prompts, greedy, use_tqdm=False)
+        seconds = perf_counter() - started
+        tokens, accepted = (now - then for now, then in zip(_totals(llm), before, strict=True))
+        pipe.send(
+            {
+                "replies": [list(out.outputs[0].token_ids) for out in outputs],
+                "seconds": seconds,
+                "tokens": tokens,
+                # A sequence's step commits the accepted tokens and one of the target's own.
+                "steps": tokens - accepted,
+            }
+        )
+    llm.llm_engine.engine_core.shutdown()
+
+
+def _totals(llm: Any) -> tuple[int, int]:
+    """Tokens generated and drafted tokens accepted since the start, by vLLM's own count."""
+    values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    return int(values["vllm:generation_tokens"]), int(values.get("vllm:spec_decode_num_accepted_tokens", 0))
+
+
+def compare(methods: Sequence[str], rounds: int, single: int, several: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Run all methods; returns every round's measurements by streams and method."""
+    prompts = options.pop("prompts")
+    needed = rounds * (single + several)
+    if needed > len(prompts):
+        raise SystemExit(f"{rounds} rounds need {needed} prompts, there are {len(prompts)}; give fewer --rounds")
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    for method in methods:
+        pipes[method], other = spawn.Pipe()
+        process = spawn.Process(target=worker, args=(method, options, other))
+        process.start()
+        other.close()
+        processes.append(process)
+        assert pipes[method].recv() == "ready"
+        print(f"{method}: ready", flush=True)
+    measured: dict[int, dict[str, list[dict[str, Any]]]] = {n: {m: [] for m in methods} for n in (1, STREAMS)}
+    try:
+        at = 0
+        for number in range(rounds):
+            for streams, count in ((1, single), (STREAMS, several)):
+                batch, at = prompts[at : at + count], at + count
+                # Each round begins with another method, so that none always meets the machine in one mood.
+                for i in range(len(methods)):
+                    method = methods[(i + number) % len(methods)]
+                    pipes[method].send((batch, streams))
+                    measured[streams][method].append(pipes[method].recv())
+            print(f"round {number + 1} of {rounds}", flush=True)
+    finally:
+        for pipe in pipes.values():
+            pipe.send(None)
+        for process in processes:
+            process.join()
+    return {str(streams): by_method for streams, by_method in measured.items()}
+
+
+def summarize(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """A row for each number of streams and method; ratios are medians over rounds, plain's round beside."""
+    table = []
+    for streams, by_method in measured.items():
+        plain = by_method["plain"]
+        for method, rounds in by_method.items():
+            speed = [one["tokens"] / one["seconds"] for one in rounds]
+            ratios = [value * base["seconds"] / base["tokens"] for value, base in zip(speed, plain, strict=True)]
+            replies = [
+                (reply, expected)
+                for one, base in zip(rounds, plain, strict=True)
+                for reply, expected in zip(one["replies"], base["replies"], strict=True)
+            ]
+            table.append(
+                {
+                    "streams": int(streams),
+                    "method": method,
+                    "tokens/s": median(speed),
+                    "times plain": median(ratios),
+                    "lowest": min(ratios),
+                    "highest": max(ratios),
+                    "tokens/step": sum(one["tokens"] for one in rounds) / sum(one["steps"] for one in rounds),
+                    "same replies": f"{sum(reply == expected for reply, expected in replies)} of {len(replies)}",
+                }
+            )
+    return table
+
+
+def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
+    """The table and how it was made."""
+    host = machine()
+    lines = ["| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
+    lines += [
+        "| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()) + " |" for r in table
+    ]
+    packages = ", ".join(f"{name} {number}" for name, number in host["packages"].items())
+    return (
+        "# Live decoding in vLLM\n\n" + "\n".join(lines) + f"\n\n{note}\n\n"
+        f"{host['processor']}, {host['cores']} cores, Python {host['python']}; {packages}.\n"
+    )
+
+
+def main() -> None:
+    """Parse, run, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--prompts", type=Path, help="folder of JSON lines; default: FREEDRAFT_PROMPTS, or the tests' own"
+    )
+    parser.add_argument("--longest", type=int, default=1200, help="characters of a prompt, at most (default 1200)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of a reply, at most (default 48)")
+    parser.add_argument("--rounds", type=int, default=2, help="default 2")
+    parser.add_argument("--single", type=int, default=4, help="prompts of a round, one at a time (default 4)")
+    parser.add_argument("--several", type=int, default=16, help=f"prompts of a round, {STREAMS} at once (default 16)")
+    parser.add_argument("--only", nargs="+", choices=[m for m in METHODS if m != "plain"], help="methods, beside plain")
+    parser.add_argument("--out", type=Path, help="folder for the result files")
+    given = parser.parse_args()
+    methods = ["plain", *given.only] if given.only else list(METHODS)
+    prompts = live_prompts(given.prompts, longest=given.longest)
+    options = {"prompts": prompts, "warm_up": prompts[-2:], "tokens": given.tokens, "width": 1024}
+    measured = compare(methods, given.rounds, given.single, given.several, options)
+    table = summarize(measured)
+    note = (
+        f"SmolLM2-135M-Instruct in float32, greedy, up to {given.tokens} tokens a reply, {DRAFTED} drafted tokens a "
+        f"step at most. {given.rounds} rounds of fresh prompts, the methods taking turns: {given.single} prompts one "
+        f"at a time, and {given.several} with {STREAMS} at once. Speeds are from end to end, reading the prompt "
+        "included; speeds and ratios are medians over the rounds, lowest and highest are single rounds. Tokens a step "
+        "are over all steps, with a draft or without. A reply may differ from plain's where the two best tokens are "
+        "nearly equal."
+    )
+    show("Live decoding", table, note)
+    saved = {
+        streams: {
+            m: [{k: v for k, v in one.items() if k != "replies"} for one in all_] for m, all_ in by_method.items()
+        }
+        for streams, by_method in measured.items()
+    }
+    save("vllm_live", {"note": note, "table": table, "rounds": saved}, given.out)
+    ((given.out or RESULTS) / "vllm_live.md").write_text(markdown(table, note), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
