@@ -420,3 +420,209 @@ def best_cut(rows: Sequence[Sequence[float]], sequences: int, time: Callable[[in
         - worth * (time(sequences + sum(lengths)) - time(sequences))
         for lengths in product(*(range(len(row) + 1) for row in rows))
     )
+
+
+def initial_guess(sample: Sequence[int], length: int, position: int, highest: int | None = None) -> int:
+    """The guess for a place `position` tokens behind a text of `length` tokens; see `plugins/guesses.py`.
+
+    Args:
+        sample: the tokens to guess from, in the order that they are kept in.
+        highest: guess any token up to this instead.
+    """
+    mask = 2**64 - 1
+    mixed = (length * 0x9E3779B97F4A7C15 + position) & mask
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+    chance = mixed >> 33
+    return chance % (highest + 1) if highest is not None else sample[chance % len(sample)]
+
+
+def jacobi_iterate(argmax: Sequence[int], committed: int) -> list[int]:
+    """The next iterate: what the target predicted behind each guess, from the first place not committed on."""
+    return list(argmax[committed:])
+
+
+class Lookahead:
+    """The window of lookahead decoding as a list of columns, and the pool as a dictionary of lists.
+
+    Args:
+        pool: key -> its n-grams without the key, the newest first; shared by sequences.
+        guess: `guess(length of the text, place)`.
+    """
+
+    def __init__(self, n: int, width: int, branches: int, pool: dict[int, list[list[int]]], guess: object) -> None:
+        self.pool = pool
+        self.columns: list[tuple[int, list[int]] | None] = [None] * width
+        """Passes since it was guessed, and its tokens from the oldest row on; None where there is no column."""
+        self.nodes: list[list[int]] = []
+        """The last draft: the path of each node."""
+        self._n, self._branches, self._guess = n, branches, guess
+
+    def draft(self, text: Sequence[int], budget: int) -> list[list[int]]:
+        """Paths of the nodes, in order: branches of the pool, then the trunk and what hangs on it."""
+        rows, width = self._n - 1, len(self.columns)
+        for place, column in enumerate(self.columns):
+            if column is None:
+                tokens = [self._guess(len(text), rows * place + i) for i in range(rows)]  # type: ignore[operator]
+                self.columns[place] = (0, tokens)
+        limit = min(budget, rows * (width + self._branches))
+        drafted = width if limit == rows * (width + self._branches) else min(width, limit // (2 * rows))
+        self.nodes = []
+        for ngram in self.pool.get(text[-1], []):
+            for i in range(1, rows + 1):
+                if ngram[:i] not in self.nodes:
+                    if len(self.nodes) == limit - rows * drafted:
+                        break
+                    self.nodes.append(ngram[:i])
+            else:
+                continue
+            break
+        trunk: list[int] = []
+        self._leaves: list[list[int]] = []
+        for column in self.columns[:drafted]:
+            assert column is not None
+            trunk = [*trunk, column[1][0]]
+            for i in range(rows):
+                path = trunk + column[1][1 : i + 1]
+                if path not in self.nodes:
+                    self.nodes.append(path)
+            self._leaves.append(trunk + column[1][1:])
+        return self.nodes
+
+    def move(self, argmax: Sequence[int], committed: int) -> None:
+        """Give each column what the target predicted behind it, take n-grams into the pool, move on."""
+        moved: list[tuple[int, list[int]] | None] = [None] * len(self.columns)
+        for place, leaf in enumerate(self._leaves):
+            column = self.columns[place]
+            assert column is not None
+            age, tokens = column
+            token = argmax[1 + self.nodes.index(leaf)]
+            if age >= self._n - 2:
+                remember_ngram(self.pool, tokens[0], [*tokens[1:], token], self._branches)
+            moved[place] = (age + 1, [*tokens[1:], token])
+        shift = committed - 1
+        self.columns = [*moved[shift:], *[None] * min(shift, len(moved))]
+
+
+def remember_ngram(pool: dict[int, list[list[int]]], key: int, ngram: list[int], most: int) -> None:
+    """Put an n-gram first in its key's list."""
+    kept = pool.setdefault(key, [])
+    pool[key] = [ngram, *(old for old in kept if old != ngram)][:most]
+
+
+class Recycling:
+    """Token recycling: rows of likely next tokens by context, in a dictionary, and best-first trees of them.
+
+    Args:
+        belief: how often the token of each rank is next, before anything is counted.
+        weight: of that belief.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int,
+        context: int,
+        fresh: int,
+        text: bool,
+        floor: float,
+        chain: bool,
+        belief: Sequence[float],
+        weight: float,
+    ) -> None:
+        self.rows: dict[tuple[int, ...], tuple[list[int], int]] = {}
+        """Context -> its tokens, likeliest first, and its trust."""
+        self.hits: dict[tuple[int, bool, int, int, int], int] = {}
+        self.trials: dict[tuple[int, bool, int, int], int] = {}
+        self._k, self._context, self._fresh, self._text = k, context, fresh, text
+        self._floor, self._chain, self._belief, self._weight = floor, chain, belief, weight
+
+    def draft(self, text: Sequence[int], most: int) -> list[tuple[int, int, float]]:
+        """Nodes as (token, parent, cumulative probability)."""
+        nodes: list[tuple[int, int, float]] = []
+        paths: dict[int, list[int]] = {-1: []}
+        waiting: list[tuple[float, int, int, int]] = []
+        newest, likelihood, found = -1, 1.0, 0
+        while len(nodes) < most:
+            if self._chain:
+                waiting = []
+            for token, chance in self._candidates([*text, *paths[newest]], len(paths[newest])):
+                if likelihood * chance >= self._floor:
+                    waiting.append((-likelihood * chance, found, token, newest))
+                    found += 1
+            if not waiting:
+                break
+            best = min(waiting)
+            waiting.remove(best)
+            likelihood = -best[0]
+            newest = len(nodes)
+            nodes.append((best[2], best[3], likelihood))
+            paths[newest] = [*paths[best[3]], best[2]]
+        return nodes
+
+    def learn(self, text: Sequence[int], nodes: Sequence[tuple[int, int]], ranked: Sequence[Sequence[int]]) -> None:
+        """Take in the target's ranking behind `text`, and behind each node; an empty one says nothing."""
+        paths: list[list[int]] = [[]]
+        for token, parent in nodes:
+            paths.append([*paths[parent + 1], token])
+        for path, ranking in zip(paths, ranked, strict=False):
+            for context in self._contexts([*text, *path]):
+                if ranking:
+                    self._write(context, list(ranking))
+
+    def committed(self, text: Sequence[int], tokens: Sequence[int], judged: bool) -> None:
+        """Count ranks for `tokens`, committed behind `text`, or learn them as text if they were not verified."""
+        for depth, token in enumerate(tokens):
+            before = [*text, *tokens[:depth]]
+            if judged:
+                self._judge(before, depth, token)
+            elif self._text:
+                for context in self._contexts(before):
+                    old, _ = self.rows.get(context, ([], 0))
+                    self.rows[context] = ([token, *(t for t in old if t != token)][: self._k], 0)
+
+    def _contexts(self, text: Sequence[int]) -> list[tuple[int, ...]]:
+        return [tuple(text[-n:]) for n in range(1, min(self._context, len(text)) + 1)]
+
+    def _write(self, context: tuple[int, ...], ranking: list[int]) -> None:
+        ranking = ranking[: self._k]
+        old, trust = self.rows.get(context, ([], 0))
+        trust = min(trust + 1, 3) if old and old[0] == ranking[0] else 1
+        merged: list[int] = []
+        for token in [*ranking[: self._fresh], *old, *ranking[self._fresh :]]:
+            if token not in merged:
+                merged.append(token)
+        self.rows[context] = (merged[: self._k], trust)
+
+    def _known_rows(self, text: Sequence[int], depth: int) -> list[tuple[tuple[int, bool, int, int], list[int]]]:
+        """Kind and tokens of each row for a text, from the longest context down."""
+        found: list[tuple[tuple[int, bool, int, int], list[int]]] = []
+        for context in reversed(self._contexts(text)):
+            if context in self.rows:
+                tokens, trust = self.rows[context]
+                found.append(((len(context), bool(found), trust, min(depth, 2)), tokens))
+        return found
+
+    def _candidates(self, text: Sequence[int], depth: int) -> list[tuple[int, float]]:
+        found: dict[int, float] = {}
+        left = 1.0
+        for kind, tokens in self._known_rows(text, depth):
+            new = {}
+            taken = 0.0
+            for rank, token in enumerate(tokens):
+                if token not in found:
+                    belief = self._belief[min(rank, len(self._belief) - 1)] * self._weight
+                    share = (self.hits.get((*kind, rank), 0) + belief) / (self.trials.get(kind, 0) + self._weight)
+                    new[token] = left * share
+                    taken += new[token]
+            found |= new
+            left = max(0.0, left - taken)
+        return list(found.items())
+
+    def _judge(self, text: Sequence[int], depth: int, token: int) -> None:
+        for kind, tokens in self._known_rows(text, depth):
+            self.trials[kind] = self.trials.get(kind, 0) + 1
+            if token in tokens:
+                rank = tokens.index(token)
+                self.hits[(*kind, rank)] = self.hits.get((*kind, rank), 0) + 1
+                break
