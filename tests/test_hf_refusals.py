@@ -31,14 +31,6 @@ def test_beams_which_arrive_as_rows() -> None:
     refused(tiny.model(), "num_beams=3: beam search", num_beams=3, do_sample=True)
 
 
-def test_several_sequences_a_prompt() -> None:
-    refused(tiny.model(), "num_return_sequences=2", num_return_sequences=2, do_sample=True)
-
-
-def test_batches() -> None:
-    refused(tiny.model(), "a batch of 2 prompts.*call generate for each prompt", ids=tiny.prompt().repeat(2, 1))
-
-
 def test_static_caches() -> None:
     refused(tiny.model(), "StaticCache can't take back", cache_implementation="static")
     model = tiny.model()

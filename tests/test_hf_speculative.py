@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from freedraft.integrations.hf import Speculative, Statistics
-from freedraft.integrations.hf.draft import Chain, as_chain
+from freedraft.integrations.hf.draft import Chain, as_draft, likeliest_branches
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import Config
 from freedraft.plugins.prompt_lookup import PromptLookup
@@ -157,7 +157,7 @@ def test_rejected_tokens_are_drafted_but_not_accepted() -> None:
 
 
 def test_statistics_as_text_and_as_json() -> None:
-    statistics = Statistics(1, 30, 10, 8, 40, 20, 2, 0.5, 0.25, 1.0, 2.0)
+    statistics = Statistics(1, 30, 10, 8, 40, 20, 2, 0.5, 0.25, 1.0, 2.0, 40, 10)
     assert str(statistics) == (
         "30 tokens in 10 forward passes (3.00 tokens a step); 20 of 40 draft tokens accepted (50%); "
         "2.000 s (prefill 0.500, drafting 0.250, verifying 1.000, rest 0.250); 2 drafter errors"
@@ -336,8 +336,9 @@ def test_a_tree_is_reduced_to_its_likeliest_branch() -> None:
         np.zeros(5, np.uint8),
         np.array([0, 5]),
     )
-    assert as_chain(tree) == Chain([20, 22])
-    assert as_chain(drafters.chain([1, 2, 3])) == Chain([1, 2, 3])
+    assert as_draft(likeliest_branches(tree)) == Chain([20, 22])
+    chain = drafters.chain([1, 2, 3])
+    assert likeliest_branches(chain) is chain
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -17,9 +17,10 @@ from transformers.cache_utils import DynamicLayer
 
 from freedraft.integrations.hf import Speculative, drafting
 from freedraft.integrations.hf.cache import gather_newest
-from freedraft.integrations.hf.draft import Chain, Tree, as_chain, as_draft
+from freedraft.integrations.hf.draft import Chain, Tree, as_draft, likeliest_branches
 from freedraft.integrations.hf.masks import why_no_masks
 from freedraft.integrations.hf.target import Target
+from freedraft.integrations.hf.tokens import Tokens
 
 one_thread = tiny.one_thread
 assert_close = tiny.assert_close
@@ -111,16 +112,16 @@ def test_logits_of_a_tree_are_those_of_its_branches(architecture: str, attention
     target = Target(which, config, kwargs)
     with torch.no_grad():
         target.prefill(ids[:, :-1])
-        logits = target.verify(torch.cat([ids, torch.tensor([tokens])], dim=1), tree).logits
+        logits = target.verify([Tokens(ids)], [tree]).logits
         for node in range(tree.width):
             branch = [tokens[n - 1] for n in tree.path(node)[1:]]
             alone = which(torch.cat([ids, torch.tensor([branch], dtype=torch.long)], dim=1)).logits[0, -1]
             torch.testing.assert_close(logits[0, node], alone, atol=1e-3, rtol=0)
         # What is kept is one branch, and the next pass sees that one only.
-        target.keep(tree, 6)
+        target.keep([tree], [6])
         assert target.cached == 19 + 4 == target.cache.get_seq_length()
         text = torch.cat([ids, torch.tensor([[12, 15, 16, 40]])], dim=1)
-        after = target.verify(text, Chain([])).logits[0, -1]
+        after = target.verify([Tokens(text)], [Chain([])]).logits[0, -1]
         torch.testing.assert_close(after, which(text).logits[0, -1], atol=1e-3, rtol=0)
 
 
@@ -375,7 +376,10 @@ def test_drafts_as_they_were_drafted() -> None:
     tree = as_draft(drafts, 1)
     assert isinstance(tree, Tree)
     assert (tree.tokens, tree.depths) == ([5, 6, 7], [0, 1, 2, 2])
-    assert as_chain(drafts, 1) == Chain([5, 6])
+    chains = likeliest_branches(drafts)
+    assert [as_draft(chains, row) for row in range(3)] == [Chain([1]), Chain([5, 6]), Chain([])]
+    assert chains.parents.tolist() == [-1, -1, 0]
+    assert chains.probability.tolist() == drafts.probability[[0, 1, 2]].tolist()
     assert as_draft(drafts, 2) == Chain([])
 
 

@@ -12,11 +12,16 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from freedraft.retrieval.errors import UnsupportedError
 
 
-def prepare_cache(cache: Any) -> list[int | None]:
+def prepare_cache(cache: Any, rows: int = 1) -> list[int | None]:
     """Make `cache` ready, before the prompt goes in, for entries to be taken back later.
 
     Before transformers 5 a sliding-window layer forgot at once what left the window, and could not be rolled back.
     Such layers are replaced, while still empty, by layers that keep everything; the attention mask does the sliding.
+    So they are for several rows, in whose slots a window is not the same number of tokens for each.
+
+    Args:
+        cache: the model's cache.
+        rows: sequences in it.
 
     Returns:
         For every layer that there is already, its sliding window in tokens, None = unbounded.
@@ -31,7 +36,13 @@ def prepare_cache(cache: Any) -> list[int | None]:
         )
     windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
     for i, layer in enumerate(cache.layers):
-        if isinstance(layer, DynamicSlidingWindowLayer) and not hasattr(layer, "activate_past_recording"):
+        forgets = isinstance(layer, DynamicSlidingWindowLayer)
+        if forgets and (rows > 1 or not hasattr(layer, "activate_past_recording")):
+            if layer.get_seq_length() and rows > 1:
+                raise UnsupportedError(
+                    "past_key_values: a batch can't go on with a sliding-window cache that is in use; start from an "
+                    "empty cache, or call generate for each prompt"
+                )
             if layer.get_seq_length():
                 raise UnsupportedError(
                     "past_key_values: this version of transformers can't roll back a sliding-window cache that is in "

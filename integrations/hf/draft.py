@@ -133,15 +133,25 @@ def as_draft(drafts: Drafts, row: int = 0) -> Draft:
     return shaped(drafts.tokens[part].tolist(), (drafts.parents[part] + 1).tolist())
 
 
-def as_chain(drafts: Drafts, row: int = 0) -> Chain:
-    """The likeliest branch of row `row`, from the committed text to a leaf."""
-    part = drafts.row(row)
-    tokens, parents = drafts.tokens[part], drafts.parents[part]
-    if parents.tolist() == list(range(-1, len(parents) - 1)):
-        return Chain(tokens.tolist())
-    likelihood = drafts.probability[part]
-    path, node = [], -1
-    while len(children := np.flatnonzero(parents == node)):
-        node = int(children[likelihood[children].argmax()])
-        path.append(int(tokens[node]))
-    return Chain(path)
+def likeliest_branches(drafts: Drafts) -> Drafts:
+    """Each row cut down to its likeliest branch, from the committed text to a leaf; `drafts` itself if all are chains."""
+    kept: list[int] = []
+    offsets = [0]
+    for row in range(drafts.rows):
+        part = drafts.row(row)
+        parents, likelihood = drafts.parents[part], drafts.probability[part]
+        if parents.tolist() == list(range(-1, len(parents) - 1)):
+            kept += range(part.start, part.stop)
+        else:
+            node = -1
+            while len(children := np.flatnonzero(parents == node)):
+                node = int(children[likelihood[children].argmax()])
+                kept.append(part.start + node)
+        offsets.append(len(kept))
+    if len(kept) == len(drafts.tokens):
+        return drafts
+    lengths = np.diff(offsets)
+    parents = np.concatenate([np.arange(-1, length - 1) for length in lengths]).astype(np.int32)
+    return Drafts(
+        drafts.tokens[kept], parents, drafts.probability[kept], drafts.source[kept], np.array(offsets, np.int64)
+    )

@@ -1,18 +1,21 @@
-"""The drafter's side of one call of `generate`: one sequence, from prompt to last token."""
+"""The drafter's side of one call of `generate`: its sequences, from prompt to last token."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
 
 import numpy as np
 
 from freedraft.integrations.guard import Guard
-from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, as_chain, as_draft
+from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, as_draft, likeliest_branches
+from freedraft.integrations.hf.row import Step
 from freedraft.integrations.hf.statistics import Statistics
-from freedraft.plugins.base import Feedback
+from freedraft.plugins.base import Drafts, Feedback
+from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.ragged import Int32, Int64
 
 logger = logging.getLogger("freedraft")
@@ -20,28 +23,57 @@ logger = logging.getLogger("freedraft")
 FIRST_RETRY = 16
 
 
-class Drafting:
-    """One sequence of a guarded drafter.
+@dataclass(slots=True)
+class Text:
+    """What a sequence is opened anew with, should the drafter lose it.
 
-    When the drafter loses the sequence to a failure, it is opened anew with the whole text: after 16 more tokens, and
+    Attributes:
+        tokens: prompt and output so far.
+        retry_after: tokens to wait from the loss on.
+        retry_at: the length at which to open it; None while it is not lost.
+    """
+
+    tokens: list[int]
+    retry_after: int = FIRST_RETRY
+    retry_at: int | None = None
+
+    def due(self) -> bool:
+        """Whether to open it anew now; asked after each step in which it is lost."""
+        if self.retry_at is None:
+            self.retry_at = len(self.tokens) + self.retry_after
+            return False
+        if len(self.tokens) < self.retry_at:
+            return False
+        self.retry_after *= 2
+        self.retry_at = None
+        return True
+
+
+class Drafting:
+    """The sequences of a guarded drafter; lists have one item for each that has not ended.
+
+    When the drafter loses a sequence to a failure, it is opened anew with the whole text: after 16 more tokens, and
     then after twice as many each time, so that a drafter that always fails costs little.
 
     Args:
         guard: the drafter.
         statistics: where its time and its errors are counted.
         why_no_trees: the reason why a tree is to be cut down to its likeliest branch; None leaves it whole.
+        pacer: cuts drafts to what pays; None leaves them whole.
     """
 
-    def __init__(self, guard: Guard, statistics: Statistics, why_no_trees: str | None = None) -> None:
+    def __init__(
+        self, guard: Guard, statistics: Statistics, why_no_trees: str | None = None, pacer: Pacer | None = None
+    ) -> None:
         self._guard = guard
         self._statistics = statistics
         self._why_no_trees = why_no_trees
+        self._pacer = pacer
+        self._drafts = Drafts.empty(0)
         self._errors_before = guard.errors
-        self._slots: Int64 | None = None
-        self._text: list[int] = []
+        self._slots: Int64 = np.empty(0, np.int64)
+        self._texts: list[Text] = []
         self._vocabulary = 0
-        self._retry_after = FIRST_RETRY
-        self._retry_at: int | None = None
 
     @property
     def feedback(self) -> frozenset[str]:
@@ -53,57 +85,105 @@ class Drafting:
         """How many tokens of `Feedback.top_k` it wants a position."""
         return int(getattr(self._guard.drafter, "feedback_top_k", 8))
 
-    def open(self, prompt: Int32, vocabulary: int) -> None:
-        """Start with `prompt` int32 `(n,)`; drafts with ids from `vocabulary` up are refused."""
+    def open(self, prompts: Sequence[Int32], vocabulary: int) -> None:
+        """Start with `prompts` int32; drafts with ids from `vocabulary` up are refused."""
         started = perf_counter()
-        self._text = prompt.tolist()
+        self._texts = [Text(prompt.tolist()) for prompt in prompts]
         self._vocabulary = vocabulary
-        self._slots = self._guard.open(prompt, np.array([0, len(prompt)], np.int64))
+        self._slots = self._guard.open(np.concatenate(prompts), _offsets([len(prompt) for prompt in prompts]))
         self._statistics.drafting_seconds += perf_counter() - started
 
-    def draft(self, budget: int) -> Draft:
-        """A draft of at most `budget` tokens."""
-        if budget <= 0 or self._slots is None:
-            return NO_DRAFT
+    def draft(self, budgets: Sequence[int]) -> list[Draft]:
+        """Drafts of at most so many tokens, no longer than pays where drafts are paced."""
+        count = len(budgets)
+        if max(budgets) <= 0:
+            self._drafts = Drafts.empty(count)
+            return [NO_DRAFT] * count
         started = perf_counter()
-        drafts = self._guard.draft(self._slots, np.array([budget], np.int32), self._vocabulary)
-        draft = NO_DRAFT if not len(drafts.tokens) else as_draft(drafts)
-        if not isinstance(draft, Chain) and self._why_no_trees is not None:
-            log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
-            draft = as_chain(drafts)
+        drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
+        self._statistics.proposed += len(drafts.tokens)
+        if self._why_no_trees is not None:
+            chains = likeliest_branches(drafts)
+            if chains is not drafts:
+                log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
+                drafts = chains
+        if self._pacer is not None:
+            drafts = self._pacer.cut(drafts, count)
+        self._drafts = drafts
+        shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
-        return draft
+        return shapes
 
-    def commit(self, tokens: Sequence[int], feedback: Feedback | None) -> None:
-        """Tell the outcome of the last verification, then the tokens that it committed."""
-        assert self._slots is not None
+    def commit(self, committed: Sequence[Sequence[int]], feedback: Sequence[Feedback | None]) -> None:
+        """Tell the outcome of the last verification, then the tokens that it committed; no feedback after a prompt."""
         started = perf_counter()
-        if feedback is not None:
-            self._guard.observe(self._slots, feedback)
-        self._text.extend(tokens)
-        if not self._guard.retired(self._slots)[0]:
-            self._guard.extend(self._slots, np.array(tokens, np.int32), np.array([0, len(tokens)], np.int64))
-        else:
-            self._reopen_when_due()
+        lost = self._guard.retired(self._slots)
+        told = [one for one, gone in zip(feedback, lost, strict=False) if one is not None and not gone]
+        if told:
+            self._guard.observe(self._slots[~lost], together(told))
+        for text, tokens in zip(self._texts, committed, strict=True):
+            text.tokens.extend(tokens)
+        # A lost sequence is skipped by the guard.
+        flat = [token for tokens in committed for token in tokens]
+        self._guard.extend(self._slots, np.array(flat, np.int32), _offsets([len(tokens) for tokens in committed]))
+        if lost.any():
+            self._reopen(np.flatnonzero(lost))
         self._statistics.drafting_seconds += perf_counter() - started
+
+    def measured(self, drafts: Sequence[Draft], steps: Sequence[Step], seconds: float) -> None:
+        """Tell the pacer of a step that was not the first: its drafts, what came of them, its time from end to end."""
+        if self._pacer is None:
+            return
+        self._pacer.record(sum(draft.width for draft in drafts), seconds)
+        judged, lengths, accepted = [], [], []
+        for row, (draft, step) in enumerate(zip(drafts, steps, strict=True)):
+            # Where the text ended, what was left of the draft was not looked at.
+            if isinstance(draft, Chain) and draft.tokens and not step.done:
+                judged.append(self._drafts.probability[self._drafts.row(row)][: len(draft.tokens)])
+                lengths.append(len(draft.tokens))
+                accepted.append(step.accepted)
+        if judged:
+            self._pacer.judge(np.concatenate(judged), _offsets(lengths), np.array(accepted))
+
+    def end(self, ended: Sequence[bool]) -> None:
+        """Close sequences, one flag each."""
+        over = np.array(ended, np.bool_)
+        self._guard.close(self._slots[over])
+        self._slots = self._slots[~over]
+        self._texts = [text for text, gone in zip(self._texts, ended, strict=True) if not gone]
 
     def close(self) -> None:
-        """End the sequence; more than once does nothing."""
-        if self._slots is not None:
+        """End what is left; more than once does nothing."""
+        if len(self._slots):
             self._guard.close(self._slots)
-            self._slots = None
+            self._slots = self._slots[:0]
         self._statistics.drafter_errors = self._guard.errors - self._errors_before
 
-    def _reopen_when_due(self) -> None:
-        if self._retry_at is None:
-            self._retry_at = len(self._text) + self._retry_after
-        elif len(self._text) >= self._retry_at:
-            assert self._slots is not None
-            self._guard.close(self._slots)
-            text = np.array(self._text, np.int32)
-            self._slots = self._guard.open(text, np.array([0, len(text)], np.int64))
-            self._retry_after *= 2
-            self._retry_at = None
+    def _reopen(self, lost: Int64) -> None:
+        for row in lost.tolist():
+            if self._texts[row].due():
+                self._guard.close(self._slots[row : row + 1])
+                tokens = np.array(self._texts[row].tokens, np.int32)
+                self._slots[row : row + 1] = self._guard.open(tokens, _offsets([len(tokens)]))
+
+
+def together(rows: Sequence[Feedback]) -> Feedback:
+    """One `Feedback` for several sequences."""
+    if len(rows) == 1:
+        return rows[0]
+    argmax = [row.argmax for row in rows if row.argmax is not None]
+    top_k = [row.top_k for row in rows if row.top_k is not None]
+    return Feedback(
+        accepted=np.concatenate([row.accepted for row in rows]),
+        offsets=_offsets([int(row.offsets[-1]) for row in rows]),
+        argmax=np.concatenate(argmax) if argmax else None,
+        top_k=np.concatenate(top_k) if top_k else None,
+    )
+
+
+def _offsets(lengths: Sequence[int]) -> Int64:
+    offsets: Int64 = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return offsets
 
 
 @cache

@@ -21,18 +21,10 @@ def check_request(model: Any, input_ids: torch.Tensor, generation_config: Any, m
         raise UnsupportedError(
             f"{type(model).__name__} is an encoder-decoder model; only decoder-only models are supported"
         )
-    # Beams and several sequences a prompt arrive as rows; they must not be mistaken for a batch of prompts.
+    # Beams arrive as rows; they must not be mistaken for a batch of prompts.
     if (beams := generation_config.num_beams or 1) > 1:
         raise UnsupportedError(f"num_beams={beams}: beam search can't be decoded speculatively; use num_beams=1")
-    if (sequences := generation_config.num_return_sequences or 1) > 1:
-        raise UnsupportedError(
-            f"num_return_sequences={sequences}: only one sequence a prompt; call generate that many times"
-        )
     _check_mode(generation_config)
-    if input_ids.shape[0] != 1:
-        raise UnsupportedError(
-            f"a batch of {input_ids.shape[0]} prompts: only a batch of one is supported; call generate for each prompt"
-        )
     if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
         raise InputError("the prompt is empty: expected input_ids with at least one token, e.g. the bos token")
     if not generation_config.use_cache:

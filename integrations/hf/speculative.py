@@ -14,10 +14,12 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.hf.acceptance import make_rule
+from freedraft.integrations.hf.batches import padded, row_criteria, row_processors
 from freedraft.integrations.hf.drafting import Drafting
 from freedraft.integrations.hf.loop import Loop
-from freedraft.integrations.hf.recorder import Recorder
+from freedraft.integrations.hf.recorder import Recorder, result
 from freedraft.integrations.hf.refusals import check_request
+from freedraft.integrations.hf.row import Row
 from freedraft.integrations.hf.settings import GenerateSettings
 from freedraft.integrations.hf.statistics import Statistics
 from freedraft.integrations.hf.stopping import Stopping
@@ -25,9 +27,10 @@ from freedraft.integrations.hf.target import Target
 from freedraft.integrations.hf.tokens import Tokens
 from freedraft.integrations.hf.verification import Verification
 from freedraft.plugins.base import Drafter
-from freedraft.plugins.config import Config, parse_config, validate_settings
+from freedraft.plugins.config import SECTIONS, Config, parse_config, validate_settings
+from freedraft.plugins.pacing import pacer_for
 from freedraft.plugins.registry import drafter_from_config
-from freedraft.retrieval.errors import ConfigError, InputError
+from freedraft.retrieval.errors import ConfigError, InputError, UnsupportedError
 from freedraft.retrieval.ragged import Int32
 
 
@@ -76,10 +79,16 @@ class Speculative:
         self.statistics: Statistics | None = None
         self.totals = Statistics()
         self._guard = Guard(self.drafter)
+        self._pacer = pacer_for(self.drafter, parsed.sections.get("pacing", {}))
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Speculative({type(self.drafter).__name__})"
+
+    @property
+    def pacing(self) -> dict[str, Any] | None:
+        """What pacing has decided so far and why, as `Pacer.report` tells; None where drafts are not paced."""
+        return None if self._pacer is None else self._pacer.report()
 
     def __call__(
         self,
@@ -96,7 +105,7 @@ class Speculative:
         `stop_strings` is named here for `generate` to leave it to us, for its own way to it loses the tokenizer.
 
         Returns:
-            What `generate` returns: int64 `(1, length)`, or a `GenerateDecoderOnlyOutput`.
+            What `generate` returns: int64 `(rows, length)`, or a `GenerateDecoderOnlyOutput`.
 
         Raises:
             UnsupportedError: a model or options that can't be decoded speculatively.
@@ -104,26 +113,29 @@ class Speculative:
         """
         started = perf_counter()
         check_request(model, input_ids, generation_config, model_kwargs)
+        count = input_ids.shape[0]
+        if count > 1 and self.streamer is not None:
+            raise UnsupportedError(f"a streamer with a batch of {count} sequences: a streamer takes one")
         criteria = [*stopping_criteria, *self._stop_strings(stop_strings)]
         statistics = Statistics(calls=1)
-        target = Target(model, generation_config, model_kwargs)
-        recorder = Recorder(generation_config, target.windows)
         rule = make_rule(self._settings, generation_config.do_sample)
         statistics.lossy = int(rule.lossy)
-        drafting = Drafting(self._guard, statistics, target.why_no_trees)
-        loop = Loop(
-            target,
-            Tokens(input_ids),
-            drafting,
-            Verification(rule, logits_processor, recorder, input_ids.device),
-            Stopping(criteria),
-            recorder,
-            statistics,
-            self.streamer,
-            self._settings.max_draft,
-        )
+        target = Target(model, generation_config, model_kwargs, count)
+        rows = []
+        for i in range(count):
+            recorder = Recorder(generation_config, target.windows)
+            processors = row_processors(logits_processor, i, count, model)
+            verification = Verification(rule, processors, recorder, input_ids.device)
+            stopping = Stopping(row_criteria(criteria, count, model))
+            rows.append(Row(Tokens(input_ids[i : i + 1]), verification, stopping, recorder, self.streamer))
+        drafting = Drafting(self._guard, statistics, target.why_no_trees, self._pacer)
+        prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
         try:
-            sequences = loop.run(_without_padding(input_ids, model_kwargs.get("attention_mask")))
+            if self.streamer is not None:
+                self.streamer.put(input_ids.cpu())
+            Loop(target, rows, drafting, statistics, self._settings.max_draft).run(input_ids, prompts)
+            if self.streamer is not None:
+                self.streamer.end()
         finally:
             drafting.close()
             target.release()
@@ -131,7 +143,8 @@ class Speculative:
             with self._lock:
                 self.statistics = statistics
                 self.totals = self.totals + statistics
-        return recorder.result(sequences, target.cache)
+        sequences = padded([row.tokens.committed() for row in rows], _pad_token(generation_config))
+        return result([row.recorder for row in rows], sequences, target.cache)
 
     def _stop_strings(self, stop_strings: str | list[str] | None) -> list[StoppingCriteria]:
         if not stop_strings:
@@ -158,13 +171,22 @@ def _merge(
     if config is None:
         return own
     parsed = parse_config(config)
-    generate = {**parsed.sections.get("generate", {}), **own.sections.get("generate", {})}
-    return Config(parsed.drafter, {**parsed.settings, **own.settings}, {"generate": generate})
+    sections = {name: {**parsed.sections.get(name, {}), **own.sections.get(name, {})} for name in SECTIONS}
+    return Config(parsed.drafter, {**parsed.settings, **own.settings}, sections)
 
 
-def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Int32:
-    row = input_ids[0]
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        row = row[attention_mask[0].bool()]
-    ids: Int32 = row.cpu().numpy().astype(np.int32)
-    return ids
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[Int32]:
+    masked = attention_mask is not None and attention_mask.shape == input_ids.shape
+    rows = []
+    for i, row in enumerate(input_ids):
+        text = row[attention_mask[i].bool()] if masked and attention_mask is not None else row
+        rows.append(text.cpu().numpy().astype(np.int32))
+    return rows
+
+
+def _pad_token(generation_config: Any) -> torch.Tensor | None:
+    """The padding that `generate` has settled on, or what the configuration says."""
+    token = getattr(generation_config, "_pad_token_tensor", None)
+    if token is None and generation_config.pad_token_id is not None:
+        token = torch.tensor(generation_config.pad_token_id)
+    return token

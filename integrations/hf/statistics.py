@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 
@@ -9,9 +10,11 @@ from dataclasses import dataclass, fields
 class Statistics:
     """Counts and times of one call of `generate`, or of several, added up with `+`.
 
+    A step is what a forward pass does for one sequence, so that a pass over a batch of four is four steps.
+
     Attributes:
         calls: calls of `generate`.
-        tokens: tokens generated; plain decoding needs one forward pass for each.
+        tokens: tokens generated; plain decoding needs one step for each.
         forward_passes: forward passes of the model, the one over the prompt included.
         drafts: forward passes that verified a draft of at least one token.
         drafted: draft tokens verified.
@@ -21,6 +24,7 @@ class Statistics:
         drafting_seconds: spent in the drafter.
         verifying_seconds: every other forward pass, up to and including the target's choice of its first token.
         total_seconds: from the first line of our code to the last.
+        steps: forward passes, each counted for every sequence in it.
         lossy: calls whose acceptance rule may change the output; only one that was asked for by name does.
         proposed: draft tokens that the drafter had; pacing leaves out those that would cost more time than they save.
     """
@@ -37,13 +41,20 @@ class Statistics:
     verifying_seconds: float = 0.0
     total_seconds: float = 0.0
     proposed: int = 0
+    steps: int = 0
     lossy: int = 0
 
-    def verified(self, drafted: int, seconds: float) -> None:
-        """Count a forward pass that verified `drafted` draft tokens in `seconds`."""
+    def prefilled(self, sequences: int) -> None:
+        """Count the forward pass over the prompts."""
         self.forward_passes += 1
-        self.drafts += drafted > 0
-        self.drafted += drafted
+        self.steps += sequences
+
+    def verified(self, drafted: Sequence[int], seconds: float) -> None:
+        """Count a forward pass that verified so many draft tokens of each sequence in `seconds`."""
+        self.forward_passes += 1
+        self.steps += len(drafted)
+        self.drafts += max(drafted) > 0
+        self.drafted += sum(drafted)
         self.verifying_seconds += seconds
 
     def committed(self, tokens: int, accepted: int) -> None:
@@ -58,8 +69,8 @@ class Statistics:
 
     @property
     def tokens_per_step(self) -> float:
-        """Mean tokens a forward pass; 1 is plain decoding, 0 when there was no pass."""
-        return self.tokens / self.forward_passes if self.forward_passes else 0.0
+        """Mean tokens a forward pass and sequence; 1 is plain decoding, 0 when there was no pass."""
+        return self.tokens / self.steps if self.steps else 0.0
 
     @property
     def tokens_per_second(self) -> float:

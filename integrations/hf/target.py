@@ -3,36 +3,54 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from freedraft.integrations.hf.cache import Rollback, gather_newest, prepare_cache
 from freedraft.integrations.hf.draft import Draft, Tree
 from freedraft.integrations.hf.masks import Masks, why_no_masks
+from freedraft.integrations.hf.slots import Slots
+from freedraft.integrations.hf.tokens import Tokens
+from freedraft.retrieval.errors import UnsupportedError
 
 
 class Target:
     """A model in the middle of `generate`, asked as `generate` itself asks it.
 
     The inputs of a pass are made by the model's own `prepare_inputs_for_generation`, so whatever a model adds to them
-    is there.
+    is there. One sequence with a chain behind it is run as plain decoding would run it; a tree, or several sequences,
+    with positions and masks of our own.
+
+    Args:
+        model: the model.
+        generation_config: of the call.
+        model_kwargs: of the call; not changed.
+        rows: sequences.
 
     Attributes:
-        cached: tokens in the cache.
+        cached: slots of the cache that are in use: with one sequence, its tokens.
         windows: for every layer the sliding window in tokens, None = unbounded.
         why_no_trees: the reason why only chains can be verified; None when trees can.
     """
 
-    def __init__(self, model: Any, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+    def __init__(self, model: Any, generation_config: Any, model_kwargs: dict[str, Any], rows: int = 1) -> None:
         self._model = model
         self._generation_config = generation_config
         self._kwargs = model_kwargs
         self.cached = 0
-        self.windows = prepare_cache(model_kwargs["past_key_values"])
+        self._rows = rows
+        self.windows = prepare_cache(model_kwargs["past_key_values"], rows)
         self.why_no_trees = why_no_masks(model, self.cache)
+        if rows > 1 and self.why_no_trees is not None:
+            raise UnsupportedError(
+                f"a batch of {rows} sequences: {self.why_no_trees}; or call generate for each prompt"
+            )
+        self._slots: Slots | None = None
         self._rollback: Rollback | None = None
         self._masks: Masks | None = None
         self._prefilled = 0
@@ -46,7 +64,7 @@ class Target:
         return self._kwargs["past_key_values"]
 
     def prefill(self, input_ids: torch.Tensor) -> Any:
-        """Run the prompt int64 `(1, n)`; return the model's output, the logits of the last position being last."""
+        """Run the prompts int64 `(rows, n)`; return the model's output, the logits of the last position being last."""
         model, kwargs = self._model, self._kwargs
         if hasattr(model, "_get_initial_cache_position"):
             kwargs = model._get_initial_cache_position(input_ids.shape[1], input_ids.device, kwargs)
@@ -62,14 +80,27 @@ class Target:
         self._kwargs = kwargs
         self._rollback = Rollback(self.cache)
         self.cached = self._prefilled = self.cache.get_seq_length()
+        if self._rows > 1:
+            self._slots = Slots(self.cache, kwargs.get("attention_mask"), self._rows)
         return outputs
 
-    def verify(self, ids: torch.Tensor, draft: Draft) -> Any:
-        """Run the last committed token and `draft`, the last tokens of `ids` int64 `(1, n)`."""
-        width = draft.width
+    def verify(self, texts: Sequence[Tokens], drafts: Sequence[Draft]) -> Any:
+        """Run, for each live sequence, its last committed token and its draft; shorter ones are padded behind.
+
+        Returns:
+            The model's output; `logits` `(rows, width, vocabulary)`, where width is that of the widest draft.
+        """
+        width = max(draft.width for draft in drafts)
+        if self._slots is None:
+            ids = texts[0].with_draft(drafts[0].tokens)
+        else:
+            pending = [int(text.committed()[0, -1]) for text in texts]
+            padded = [[*draft.tokens, *[0] * (width - draft.width)] for draft in drafts]
+            block = [[first, *rest] for first, rest in zip(pending, padded, strict=True)]
+            ids = torch.tensor(block, device=texts[0].committed().device)
         inputs = self._inputs(ids, width)
-        if isinstance(draft, Tree):
-            self._arrange(inputs, draft)
+        if self._slots is not None or isinstance(drafts[0], Tree):
+            self._arrange(inputs, drafts, width)
         outputs = self._model(**inputs, return_dict=True)
         self.cached += width
         return outputs
@@ -96,28 +127,55 @@ class Target:
             inputs["logits_to_keep"] = width
         return inputs
 
-    def _arrange(self, inputs: dict[str, Any], tree: Tree) -> None:
-        """Place the tokens of a chain's `inputs` as `tree` has them."""
+    def _arrange(self, inputs: dict[str, Any], drafts: Sequence[Draft], width: int) -> None:
+        """Place the tokens of `inputs`, which are made for chains in a cache without holes, as `drafts` have them."""
         if self._masks is None:
             self._masks = Masks(self._model, self.cache)
         device = inputs["input_ids"].device
-        depths = torch.tensor([tree.depths], device=device)
-        slots = torch.arange(self.cached, device=device)[None]
-        padding = inputs.get("attention_mask")
-        valid = torch.ones_like(slots, dtype=torch.bool) if padding is None else padding[:, : self.cached].bool()
-        ancestors = torch.from_numpy(tree.ancestors()).to(device)[None]
-        inputs["attention_mask"] = self._masks.make(valid, slots, self.cached + depths, ancestors)
+        depths = torch.tensor([[*draft.depths, *[0] * (width - draft.width)] for draft in drafts], device=device)
+        # What pads a short draft sees itself, and is seen by nothing else.
+        marks = np.tile(np.eye(width, dtype=np.bool_), (len(drafts), 1, 1))
+        for i, draft in enumerate(drafts):
+            marks[i, : draft.width, : draft.width] = draft.ancestors()
+        if (slots := self._slots) is not None:
+            visible, places, lengths, holes = slots.visible, slots.places, slots.lengths, slots.holes[:, None]
+        else:
+            places = torch.arange(self.cached, device=device)[None]
+            padding = inputs.get("attention_mask")
+            visible = places >= 0 if padding is None else padding[:, : self.cached].bool()
+            lengths, holes = torch.tensor([self.cached], device=device), 0
+        queries = lengths[:, None] + depths
+        inputs["attention_mask"] = self._masks.make(visible, places, queries, torch.from_numpy(marks).to(device))
         positions = inputs.get("position_ids")
-        inputs["position_ids"] = depths + (self.cached if positions is None else positions[:, :1])
+        inputs["position_ids"] = queries if positions is None else positions[:, :1] - holes + depths
 
-    def keep(self, draft: Draft, node: int) -> None:
-        """Leave of `draft` only the path to `node` in the cache, node 0 included; after every `verify`."""
+    def columns(self, row: int) -> list[int] | None:
+        """The slots that hold the text of live sequence `row`, in order; None where that is all of them."""
+        return None if self._slots is None else self._slots.columns(row)
+
+    def keep(self, drafts: Sequence[Draft], nodes: Sequence[int]) -> None:
+        """Leave of each draft only the path to its node, node 0 included, in the cache; after every `verify`."""
         assert self._rollback is not None
-        path = draft.path(node)
-        if isinstance(draft, Tree):
-            gather_newest(self.cache, draft.width, path)
-        self._rollback.drop(draft.width - len(path))
-        self.cached -= draft.width - len(path)
+        width = max(draft.width for draft in drafts)
+        paths = [draft.path(node) for draft, node in zip(drafts, nodes, strict=True)]
+        if self._slots is not None:
+            self._slots.keep(width, paths)
+            self.cached = self.cache.get_seq_length()
+            return
+        if isinstance(drafts[0], Tree):
+            gather_newest(self.cache, width, paths[0])
+        self._rollback.drop(width - len(paths[0]))
+        self.cached -= width - len(paths[0])
+
+    def end(self, ended: Sequence[bool]) -> None:
+        """Let go of sequences: one flag a live one. At least one must stay."""
+        assert self._slots is not None
+        self._slots.end(ended)
+        staying = [i for i, over in enumerate(ended) if not over]
+        for name in ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids"):
+            values = self._kwargs.get(name)
+            if values is not None and values.shape[0] == len(ended):
+                self._kwargs[name] = values[torch.tensor(staying, device=values.device)]
 
     def decoding(self) -> AbstractContextManager[Any]:
         """The context that `generate` runs the passes after the prompt in: it switches the kernels of experts."""
@@ -126,5 +184,7 @@ class Target:
 
     def release(self) -> None:
         """Leave the cache as a caller expects it."""
+        if self._slots is not None:
+            self._slots.restore()
         if self._rollback is not None:
             self._rollback.release()
