@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from freedraft.plugins.base import Drafter, Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
-from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token
+from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.slots import Slots, checked_tokens, grown
 from freedraft.retrieval.errors import ConfigError, InputError
@@ -121,8 +121,9 @@ class Jacobi:
         capacity = self._slots.capacity
         self._sequences = Sequences(*(grown(array, capacity) for array in self._sequences))
         self._samples = grown_samples(self._samples, capacity)
-        for array in (self._sequences.known, self._sequences.drafted, self._sequences.shown, *self._samples[1:3]):
+        for array in (self._sequences.known, self._sequences.drafted, self._sequences.shown):
             array[slots] = 0
+        start_samples(self._samples, slots)
         if self._initial is not None:
             self._initial_slots = grown(self._initial_slots, capacity, -1)
             self._initial_slots[slots] = self._initial.open(prompts, offsets)

@@ -10,7 +10,7 @@ from pydantic import ByteSize, Field
 from freedraft.plugins.adjacency import NO_TOKEN, TOKENS, Table, find_row, hash_context, new_table, stamp_row, take_row
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
-from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token
+from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
 from freedraft.plugins.slots import Slots, checked_tokens, grown
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
@@ -144,8 +144,9 @@ class Lookahead:
         kept.tail[slots] = NO_TOKEN
         # No column is filled yet: the first draft does it.
         kept.age[slots] = -1
-        for array in (kept.drafted, kept.shown, self._samples.length, self._samples.started):
-            array[slots] = 0
+        kept.drafted[slots] = 0
+        kept.shown[slots] = 0
+        start_samples(self._samples, slots)
         self.extend(slots, prompts, offsets)
         return slots
 
