@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from freedraft.integrations.demo.command import demo
+from freedraft.integrations.replay.command import replay_command
+from freedraft.integrations.replay.measuring import measure_cost
 from freedraft.plugins.registry import drafter_class, drafter_names
 from freedraft.retrieval.errors import FreedraftError
 
@@ -24,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
+app.command("replay")(replay_command)
+app.command("measure-cost")(measure_cost)
 
 
 def main() -> None:

@@ -58,9 +58,9 @@ SOURCES = np.array([Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REF
 class FusionSettings(OwnTextSettings):
     """Settings of `fusion`."""
 
-    max_tokens: int = Field(16, ge=1, le=128, description="Tokens of a draft, at most.")
+    max_tokens: int = Field(24, ge=1, le=128, description="Tokens of a draft, at most.")
     min_probability: float = Field(
-        0.05, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
+        0.02, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
     )
     scope: Literal["off", "engine"] = Field(
         "engine",
