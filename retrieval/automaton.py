@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from freedraft.retrieval.contexts import contexts_batch, continuations_batch
-from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.errors import CapacityError, InputError
 from freedraft.retrieval.growth import (
     BAD_SLOT,
     BAD_TOKEN,
@@ -24,11 +24,12 @@ from freedraft.retrieval.growth import (
     open_batch,
 )
 from freedraft.retrieval.memory import PAGE_BYTES, PAGE_WORDS, POOL_FREE_SLOT, POOL_TOTAL, POOL_USED, new_pool
-from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
+from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_slots, as_tokens
 
 MIB = 2**20
 MAX_MEMORY = 8 * 2**30
 FIRST_SLOTS = 16
+MOST_CONTINUATIONS = 2**16
 
 
 class Arrays(NamedTuple):
@@ -81,6 +82,9 @@ class SuffixAutomata:
     When the arena is full, or a text reaches `max_length`, that text **stops learning**: what was learnt stays, later
     tokens only move the match along, and nothing is lost to other texts. Closing sequences makes room for new ones.
 
+    A text takes whole pages of 16 KiB, two of them as soon as it has a token. No more texts may be open than the arena
+    has pages. Each also has a header outside the arena, of 80 bytes and 4 for every 4096 tokens of `max_length`.
+
     Args:
         memory: bytes that the arena may take, at most 8 GiB; the system gives them page by page as they are used.
         max_length: tokens that one text may learn.
@@ -98,7 +102,7 @@ class SuffixAutomata:
         self._words: Int32 = np.empty(pages * PAGE_WORDS, np.int32)
         self._words[:PAGE_WORDS] = 0
         self._next_page: Int32 = np.zeros(pages, np.int32)
-        self._pool = new_pool(pages)
+        self._pool = new_pool(pages, max_length)
         self._fields = HEAD_TEXT + -(-max_length // PAGE_WORDS)
         self._sequences: Int32 = np.zeros((0, self._fields), np.int32)
         self._open = 0
@@ -108,12 +112,18 @@ class SuffixAutomata:
 
         Raises:
             InputError: a bad ragged batch, or an id below 0 or beyond int32. Nothing is opened then.
+            CapacityError: more texts than the arena has pages. Nothing is opened then.
         """
         prompts = as_tokens(prompts, "prompts")
         offsets = as_offsets(offsets, len(prompts))
         count = len(offsets) - 1
+        most = len(self._next_page)
+        if self._open + count > most:
+            raise CapacityError(
+                f"open: {self._open} texts are open, and {count} more make more than {most}, one a page of `memory`"
+            )
         if self._open + count > len(self._sequences):
-            self._add_slots(max(FIRST_SLOTS, 2 * len(self._sequences), self._open + count))
+            self._add_slots(min(most, max(FIRST_SLOTS, 2 * len(self._sequences), self._open + count)))
         slots = np.empty(count, np.int64)
         open_batch(self._words, self._pool, self._next_page, self._sequences, slots)
         self._open += count
@@ -125,7 +135,7 @@ class SuffixAutomata:
                 raise
         return slots
 
-    def extend(self, slots: Int64, tokens: Any, offsets: Any) -> None:
+    def extend(self, slots: Any, tokens: Any, offsets: Any) -> None:
         """Append the ragged batch `tokens` (int32 ids) to the texts in `slots`, int64 `(n,)`, distinct.
 
         A long prompt may come in any number of pieces.
@@ -134,6 +144,7 @@ class SuffixAutomata:
             InputError: a bad ragged batch, an id below 0 or beyond int32, or a slot that is not open. Nothing is
                 appended then.
         """
+        slots = as_slots(slots)
         tokens = as_tokens(tokens)
         offsets = as_offsets(offsets, len(tokens), len(slots))
         status = extend_batch(self._words, self._pool, self._next_page, self._sequences, slots, tokens, offsets)
@@ -142,17 +153,18 @@ class SuffixAutomata:
         if status == BAD_TOKEN:
             raise InputError(f"tokens: token ids must not be negative, got {int(tokens.min())}")
 
-    def close(self, slots: Int64) -> None:
+    def close(self, slots: Any) -> None:
         """End the texts in `slots`, int64 `(n,)`; their pages are free for others.
 
         Raises:
             InputError: a slot that is not open, or twice the same. Nothing is closed then.
         """
+        slots = as_slots(slots)
         if close_batch(self._pool, self._next_page, self._sequences, slots) == BAD_SLOT:
             raise InputError(f"slots: expected open and distinct ones, got {slots}")
         self._open -= len(slots)
 
-    def contexts(self, slots: Int64, depth: int = 8) -> Contexts:
+    def contexts(self, slots: Any, depth: int = 8) -> Contexts:
         """The longest `depth` contexts of each text in `slots`, int64 `(n,)`. O(depth) a text.
 
         Raises:
@@ -160,7 +172,7 @@ class SuffixAutomata:
         """
         if not 1 <= depth <= CHAIN_CAP:
             raise InputError(f"depth: expected 1 to {CHAIN_CAP}, got {depth}")
-        self._check(slots)
+        slots = self._check(slots)
         result = Contexts(*(np.full((len(slots), depth), -1, np.int32) for _ in range(8)))
         contexts_batch(
             self._words, self._sequences, slots, result.length, result.count, result.position, result.first,
@@ -168,13 +180,13 @@ class SuffixAutomata:
         )  # fmt: skip
         return result
 
-    def continuations(self, slots: Int64, states: Any, limit: int = 64) -> tuple[Int32, Int32, Int64]:
+    def continuations(self, slots: Any, states: Any, limit: int = 64) -> tuple[Int32, Int32, Int64]:
         """What followed a context of each text, and how often.
 
         Args:
             slots: int64 `(n,)`.
-            states: int32 `(n,)`, one of the `Contexts.state` of each text, as of now.
-            limit: at most this many a text.
+            states: int32 `(n,)`, one of the `Contexts.state` of each text, as of now; any other gives nonsense.
+            limit: at most this many a text, 1 to 65536.
 
         Returns:
             Ragged tokens int32, counts int32 and their offsets int64 `(n + 1,)`, most frequent first (of equals the
@@ -183,28 +195,25 @@ class SuffixAutomata:
         Raises:
             InputError: a slot that is not open, or a state out of the arena.
         """
-        self._check(slots)
+        slots = self._check(slots)
         states = as_tokens(states, "states")
         if len(states) != len(slots) or (len(states) and not 0 < states.min() <= states.max() < len(self._words) // 8):
             raise InputError(f"states: expected one for each of {len(slots)} slots, as given by contexts()")
-        if limit < 1:
-            raise InputError(f"limit: expected at least 1, got {limit}")
+        if not 1 <= limit <= MOST_CONTINUATIONS:
+            raise InputError(f"limit: expected 1 to {MOST_CONTINUATIONS}, got {limit}")
         return continuations_batch(self._words, self._sequences, slots, states, limit)
 
-    def lengths(self, slots: Int64) -> Int32:
+    def lengths(self, slots: Any) -> Int32:
         """Tokens learnt by each text, int32 `(n,)`."""
-        self._check(slots)
-        return self._sequences[slots, HEAD_LENGTH]
+        return self._sequences[self._check(slots), HEAD_LENGTH]
 
-    def match_lengths(self, slots: Int64) -> Int32:
+    def match_lengths(self, slots: Any) -> Int32:
         """The length of each text's longest suffix that occurred before, int32 `(n,)`."""
-        self._check(slots)
-        return self._sequences[slots, HEAD_MATCH_LENGTH]
+        return self._sequences[self._check(slots), HEAD_MATCH_LENGTH]
 
-    def learning(self, slots: Int64) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def learning(self, slots: Any) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Bool `(n,)`: False where a text has stopped learning."""
-        self._check(slots)
-        return self._sequences[slots, HEAD_LEARNING] != 0
+        return self._sequences[self._check(slots), HEAD_LEARNING] != 0
 
     @property
     def memory_used(self) -> int:
@@ -221,11 +230,13 @@ class SuffixAutomata:
         """The arrays for a kernel that reads the automata; valid until the next `open`."""
         return Arrays(self._words, self._sequences)
 
-    def _check(self, slots: Int64) -> None:
+    def _check(self, slots: Any) -> Int64:
+        slots = as_slots(slots)
         if len(slots) and not 0 <= slots.min() <= slots.max() < len(self._sequences):
             raise InputError(f"slots: expected open ones, got {slots}")
         if not (self._sequences[slots, HEAD_OPEN] == 1).all():
             raise InputError(f"slots: expected open ones, got {slots}")
+        return slots
 
     def _add_slots(self, count: int) -> None:
         old = len(self._sequences)

@@ -24,7 +24,7 @@ from freedraft.retrieval.edges import (
     first_edge,
     last_edge,
 )
-from freedraft.retrieval.growth import HEAD_LAST, HEAD_LEARNING, HEAD_LENGTH, HEAD_MATCH, HEAD_MATCH_LENGTH, text_at
+from freedraft.retrieval.growth import HEAD_LAST, HEAD_LENGTH, HEAD_MATCH, HEAD_MATCH_LENGTH, text_at
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.memory import UNIT_WORDS
 from freedraft.retrieval.ragged import Int32, Int64
@@ -32,9 +32,7 @@ from freedraft.retrieval.ragged import Int32, Int64
 
 @kernel
 def ends_text(states: Int32, header: Int32, state: int) -> bool:
-    """Whether the text ends with this state's longest string, whose COUNT then lacks that occurrence."""
-    if header[HEAD_LEARNING] == 0:
-        return False
+    """Whether what was learnt ends with this state's longest string, whose COUNT then lacks that occurrence."""
     suffix = header[HEAD_LAST]
     while states[suffix, LENGTH] > states[state, LENGTH]:
         suffix = states[suffix, LINK]
@@ -91,7 +89,11 @@ def contexts_batch(
 def gather_edges(
     words: Int32, edges: Int32, states: Int32, state: int, found_tokens: Int32, found_targets: Int32
 ) -> int:
-    """Write up to `len(found_tokens)` edges of a state; return how many."""
+    """Write up to `len(found_tokens)` edges of a state; return how many.
+
+    A state that is none, from a caller that kept it too long, gives nonsense, but it ends, and reads nothing outside of
+    `words`.
+    """
     if states[state, TOKEN] == NO_TOKEN:
         return 0
     if states[state, EDGES] == 0:
@@ -103,15 +105,21 @@ def gather_edges(
     stack = np.empty(8 * FANOUT_MASK + 1, np.int64)
     stack[0] = states[state, EDGES]
     depth = 1
-    while depth > 0:
+    for _ in range(len(edges)):
+        if depth == 0:
+            break
         depth -= 1
         reference = stack[depth]
         if reference & KIND_MASK == INDEX_KIND:
             base = (reference >> KIND_BITS) * UNIT_WORDS
+            if not 0 <= base <= len(words) - FANOUT_MASK - 1:
+                continue
             for child in range(FANOUT_MASK + 1):
-                if words[base + child] != 0:
+                if words[base + child] != 0 and depth < len(stack):
                     stack[depth] = words[base + child]
                     depth += 1
+            continue
+        if not 0 <= first_edge(reference) <= last_edge(reference) < len(edges):
             continue
         for edge in range(first_edge(reference), last_edge(reference) + 1):
             if edges[edge, 0] != NO_TOKEN:
@@ -143,6 +151,8 @@ def continuations_batch(
         # One number a continuation, so that a sort orders by count, then by token.
         ranks = np.empty(found, np.int64)
         for i in range(found):
+            if not 0 <= found_targets[i] < len(states):
+                found_targets[i] = 0
             times = np.int64(states[found_targets[i], COUNT])
             if found_tokens[i] == last and ends_text(states, header, found_targets[i]):
                 times += 1

@@ -36,6 +36,7 @@ from freedraft.retrieval.memory import (
     HEAD_MEMORY_FIELDS,
     PAGE_WORDS,
     POOL_FREE_SLOT,
+    POOL_MAX_LENGTH,
     RANK_32,
     UNIT_WORDS,
     allocate,
@@ -55,7 +56,8 @@ HEAD_MATCH_LENGTH = HEAD_OPEN + 4
 HEAD_LENGTH = HEAD_OPEN + 5  # tokens learnt
 HEAD_LEARNING = HEAD_OPEN + 6
 HEAD_NEXT_SLOT = HEAD_OPEN + 7
-HEAD_TEXT = HEAD_OPEN + 8  # from here on: the pages of the text, PAGE_WORDS tokens each
+HEAD_SPARE = HEAD_OPEN + 8  # a state kept for the clone that the last token learnt may need
+HEAD_TEXT = HEAD_OPEN + 9  # from here on: the pages of the text, PAGE_WORDS tokens each
 
 BAD_SLOT, BAD_TOKEN, FINE = -2, -1, 0
 
@@ -112,6 +114,16 @@ def clone_state(
 
 
 @kernel
+def last_clone(states: Int32, header: Int32, state: int, length: int) -> int:
+    """Return a clone of `state` from the block kept for it, for a sequence that stops: it shares the edges."""
+    clone = header[HEAD_SPARE]
+    for field in range(STATE_WORDS):
+        states[clone, field] = states[state, field]
+    states[clone, LENGTH] = length
+    return clone
+
+
+@kernel
 def note_continuation(states: Int32, state: int, token: int, target: int, times: int) -> None:
     """Record that `token`, leading to `target`, has now followed `state` `times` times."""
     origin = states[state, ORIGIN]
@@ -130,11 +142,14 @@ def note_continuation(states: Int32, state: int, token: int, target: int, times:
 def learn_token(
     words: Int32, states: Int32, edges: Int32, pool: Int32, next_page: Int32, header: Int32, token: int
 ) -> bool:
-    """Append a token to a learning sequence; return False, the automaton still sound, when the arena is full."""
+    """Append a token to a learning sequence; return False, with nothing changed, when it can learn no more.
+
+    Where the arena is full half-way, the token is learnt as far as there is room, and is the last.
+    """
     position = header[HEAD_LENGTH]
+    if position == pool[POOL_MAX_LENGTH]:
+        return False
     if position % PAGE_WORDS == 0:
-        if HEAD_TEXT + position // PAGE_WORDS >= len(header):
-            return False
         page = take_page(pool, next_page, header)
         if page == 0:
             return False
@@ -156,19 +171,23 @@ def learn_token(
         target = find_edge(words, states, edges, state, token)
         if target != 0:
             break
-        if not add_edge(words, states, edges, pool, next_page, header, state, token, current):
-            return False
-        if steps < CHAIN_CAP:
-            note_continuation(states, state, token, current, 1)
+        if header[HEAD_LEARNING] != 0:
+            if not add_edge(words, states, edges, pool, next_page, header, state, token, current):
+                header[HEAD_LEARNING] = 0
+            elif steps < CHAIN_CAP:
+                note_continuation(states, state, token, current, 1)
         steps += 1
         state = states[state, LINK]
 
     if target != 0:
         if states[target, LENGTH] != states[state, LENGTH] + 1:
             # target holds longer strings too, which did not occur here: split off the short ones.
-            clone = clone_state(words, states, edges, pool, next_page, header, target, states[state, LENGTH] + 1)
+            clone = 0
+            if header[HEAD_LEARNING] != 0:
+                clone = clone_state(words, states, edges, pool, next_page, header, target, states[state, LENGTH] + 1)
             if clone == 0:
-                return False
+                header[HEAD_LEARNING] = 0
+                clone = last_clone(states, header, target, states[state, LENGTH] + 1)
             states[target, LINK] = clone
             context = state
             while context != 0 and find_edge(words, states, edges, context, token) == target:
@@ -256,8 +275,10 @@ def open_batch(words: Int32, pool: Int32, next_page: Int32, sequences: Int32, sl
         header[:] = 0
         header[HEAD_OPEN] = 1
         root = new_state(words, states, pool, next_page, header, 0, -1)
+        # The second lies in the page of the first, so that there is room for it.
         if root != 0:
             states[root, LINK] = 0
+            header[HEAD_SPARE] = new_state(words, states, pool, next_page, header, 0, -1)
             header[HEAD_LEARNING] = 1
             header[HEAD_ROOT] = root
             header[HEAD_LAST] = root

@@ -24,20 +24,26 @@ LINE_UNITS = 4
 RANK_16, RANK_32, RANK_64 = 0, 1, 2
 
 # Fields of `arena.pool`.
-POOL_FRESH, POOL_FREE, POOL_TOTAL, POOL_USED, POOL_FREE_SLOT = range(5)
-POOL_FIELDS = 5
+POOL_FRESH, POOL_FREE, POOL_TOTAL, POOL_USED, POOL_FREE_SLOT, POOL_MAX_LENGTH = range(6)
+POOL_FIELDS = 6
 
 # Fields of a sequence's header that belong to its memory; `automaton` adds its own after these.
 HEAD_PAGES, HEAD_BUMP, HEAD_BUMP_END, HEAD_FREE = 0, 1, 2, 3
 HEAD_MEMORY_FIELDS = 6
 
 
-def new_pool(pages: int) -> Int32:
-    """Return the `pool` of an arena of `pages` pages, all free; int32 `(POOL_FIELDS,)`."""
+def new_pool(pages: int, max_length: int) -> Int32:
+    """Return the `pool` of an arena of `pages` pages, all free; int32 `(POOL_FIELDS,)`.
+
+    Args:
+        pages: of the arena, page 0 included.
+        max_length: tokens that one text may learn.
+    """
     pool = np.zeros(POOL_FIELDS, np.int32)
     pool[POOL_FRESH] = 1
     pool[POOL_TOTAL] = pages
     pool[POOL_FREE_SLOT] = -1
+    pool[POOL_MAX_LENGTH] = max_length
     return pool
 
 

@@ -44,6 +44,18 @@ def as_tokens(values: Any, name: str = "tokens") -> Int32:
     return np.ascontiguousarray(array)
 
 
+def as_slots(values: Any) -> Int64:
+    """Return `values` as a contiguous int64 vector of slots, without a copy where it is one already.
+
+    Raises:
+        InputError: not one-dimensional, or not integers.
+    """
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise InputError(f"slots: expected integers of shape (n,), got {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array, np.int64)
+
+
 def as_offsets(offsets: Any, total: int, rows: int | None = None) -> Int64:
     """Return `offsets` as contiguous int64 `(rows + 1,)`, checked to rise from 0 to `total`.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from numba.core import config as numba_config
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.setdefault("FREEDRAFT_CACHE", str(ROOT / ".cache")))
@@ -21,6 +22,8 @@ def _kernel_sources() -> str:
 
 # Numba looks only at a kernel's own file when it asks whether its cache is stale, not at the kernels that it calls.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE / "numba" / _kernel_sources()))
+# The warning filter in pyproject has imported numba already, which has read its settings.
+numba_config.reload_config()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

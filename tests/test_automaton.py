@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freedraft.retrieval.automaton import SuffixAutomata
-from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.errors import CapacityError, InputError
 from freedraft.retrieval.growth import CHAIN_CAP
 from freedraft.retrieval.memory import PAGE_BYTES, PAGE_WORDS
 from freedraft.retrieval.ragged import ragged
@@ -208,6 +208,52 @@ class TestFullArena:
             allowed = {naive.match_in(learnt, text[-40:]), naive.match_in(learnt[:-1], text[-40:])}
             assert length in allowed
 
+    @pytest.mark.parametrize("seed", range(12))
+    def test_the_end_of_what_was_learnt_comes_again(self, seed):
+        # Memory ends in the midst of some token or other, and the text goes on as it did shortly before.
+        source = random.Random(seed)
+        alphabet = source.choice([2, 6, 40, 3000])
+        made = automata(memory=source.randrange(4, 9) * PAGE_BYTES)
+        text = [source.randrange(alphabet) for _ in range(4000)]
+        slots = made.open(*ragged([text]))
+        assert not made.learning(slots)[0]
+        learnt = text[: made.lengths(slots)[0]]
+        again = learnt[-source.randrange(1, 50) :] + [source.randrange(alphabet) for _ in range(10)]
+        for token in again:
+            text.append(token)
+            made.extend(slots, *ragged([[token]]))
+            allowed = {naive.match_in(learnt, text[-60:]), naive.match_in(learnt[:-1], text[-60:])}
+            assert made.match_lengths(slots)[0] in allowed
+            contexts = made.contexts(slots, CHAIN_CAP)
+            for i in range(int((contexts.length[0] > 0).sum())):
+                tokens, counts, _ = made.continuations(slots, contexts.state[:, i], limit=4000)
+                assert dict(zip(tokens, counts, strict=True))[contexts.likeliest[0, i]] == contexts.times[0, i]
+                assert contexts.times[0, i] <= counts.sum() <= contexts.count[0, i]
+
+    def test_counts_are_exact_after_the_last_token_learnt(self):
+        made = automata(max_length=8)
+        slots = made.open(*ragged([[1, 2, 7, 1, 2, 8, 1, 2, 5, 1]]))
+        assert made.lengths(slots)[0] == 8
+        got = made.contexts(slots, 1)
+        tokens, counts, _ = made.continuations(slots, got.state[:, 0])
+        assert (got.length[0, 0], got.likeliest[0, 0], got.times[0, 0]) == (1, 2, 3)
+        assert dict(zip(tokens, counts, strict=True)) == {2: 3}
+
+    @pytest.mark.parametrize("bound", [1, 10, PAGE_WORDS - 1, PAGE_WORDS, PAGE_WORDS + 1])
+    def test_max_length_is_exact(self, bound):
+        made = automata(max_length=bound)
+        slots = made.open(*ragged([list(range(bound + 3))]))
+        assert made.lengths(slots)[0] == bound
+        assert not made.learning(slots)[0]
+
+    def test_no_more_texts_than_pages(self):
+        made = automata(memory=4 * PAGE_BYTES)
+        slots = made.open(*ragged([[]] * 4))
+        with pytest.raises(CapacityError, match="memory"):
+            made.open(*ragged([[]]))
+        made.close(slots[:1])
+        made.extend(made.open(*ragged([[]])), *ragged([[1]]))
+
     def test_text_after_the_end_is_drafted_from_what_was_learnt(self):
         made = automata(max_length=PAGE_WORDS)
         phrase = [9001, 9002, 9003, 9004]
@@ -289,6 +335,23 @@ class TestBadInput:
         with pytest.raises(InputError, match="distinct"):
             made.close(np.array([slots[1], slots[1]]))
         assert made.learning(slots[1:])[0]
+
+    @pytest.mark.parametrize("slots", [[0.0], [[0]], ["a"], 0])
+    def test_slots_that_are_none(self, slots):
+        made = automata()
+        made.open(*ragged([[1]]))
+        for call in (made.close, made.contexts, made.lengths, made.match_lengths, made.learning):
+            with pytest.raises(InputError, match="slots"):
+                call(slots)
+
+    def test_a_state_that_is_none_does_no_harm(self):
+        made = automata(memory=6 * PAGE_BYTES)
+        slots = made.open(*ragged([[source % 97 for source in range(0, 9000, 7)]]))
+        for state in range(1, len(made.arrays.words) // 8):
+            made.continuations(slots, np.array([state], np.int32), limit=2)
+        for limit in (0, 2**40):
+            with pytest.raises(InputError, match="limit"):
+                made.continuations(slots, made.contexts(slots, 1).state[:, 0], limit=limit)
 
     @pytest.mark.parametrize("options", [{"memory": 100}, {"memory": 2**40}, {"max_length": 0}, {"max_length": 2**24}])
     def test_bounds(self, options):
