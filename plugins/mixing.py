@@ -47,11 +47,13 @@ LEARNING_RATE = 0.01
 RATE_LIMIT = 255  # a rate remembers about as many observations
 LOWEST = 1.0 / 2048
 
-# The last stage: a rate for each depth in a draft and each log-odds, interpolated.
-DEPTHS = 4
+# The last stage: a rate for the first token of a draft, and for later ones, at each log-odds, interpolated.
+DEPTHS = 2
 ODDS_STEPS = 33
 ODDS_END = 8.0
 CORRECTION_RATE = 0.02
+CORRECTED_LIMIT = 1e6
+CORRECTION_PRIOR = 5.0  # observations that the start of the last stage counts for
 
 
 class Mixer(NamedTuple):
@@ -62,12 +64,14 @@ class Mixer(NamedTuple):
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
         correction: float32 `(DEPTHS, ODDS_STEPS)`.
+        corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
     """
 
     rates: Float32
     observed: Int32
     weights: Float32
     correction: Float32
+    corrected: Float32
 
 
 class Candidates(NamedTuple):
@@ -108,6 +112,7 @@ def start() -> Mixer:
         np.zeros(RATES, np.int32),
         weights,
         correction.astype(np.float32),
+        np.zeros((DEPTHS, ODDS_STEPS), np.float32),
     )
 
 
@@ -228,10 +233,13 @@ def correct(mixer: Mixer, depth: int, mixed: float) -> float:
 @kernel
 def learn_correction(mixer: Mixer, depth: int, mixed: float, right: bool) -> None:
     """Move the correction towards whether the token at this depth was right, its ancestors being so."""
-    line = mixer.correction[min(depth, DEPTHS - 1)]
+    row = min(depth, DEPTHS - 1)
     place = odds_place(mixed)
     low = int(place)
-    share = place - low
     truth = 1.0 if right else 0.0
-    line[low] += CORRECTION_RATE * (1.0 - share) * (truth - line[low])
-    line[low + 1] += CORRECTION_RATE * share * (truth - line[low + 1])
+    for step in range(low, low + 2):
+        share = 1.0 - abs(place - step)
+        # At first the mean of what was seen, later a running one.
+        mixer.corrected[row, step] = min(mixer.corrected[row, step] + share, CORRECTED_LIMIT)
+        rate = max(CORRECTION_RATE, 1.0 / (mixer.corrected[row, step] + CORRECTION_PRIOR))
+        mixer.correction[row, step] += rate * share * (truth - mixer.correction[row, step])

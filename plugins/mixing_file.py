@@ -1,4 +1,4 @@
-"""The file of a mixer: an uncompressed `.npz` with its four arrays, read without trust in who wrote it."""
+"""The file of a mixer: an uncompressed `.npz` with its arrays, read without trust in who wrote it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freedraft.plugins.mixing import LOWEST, RATE_LIMIT, Mixer, start
+from freedraft.plugins.mixing import CORRECTED_LIMIT, LOWEST, RATE_LIMIT, Mixer, start
 from freedraft.retrieval.errors import InputError
 
 # A member's header, on top of its array's bytes.
@@ -56,4 +56,5 @@ def read_mixer(path: Path) -> Mixer:
         np.ascontiguousarray(np.clip(loaded["observed"], 0, RATE_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["correction"], 0, 1)),
+        np.ascontiguousarray(np.clip(loaded["corrected"], 0, CORRECTED_LIMIT)),
     )

@@ -265,7 +265,8 @@ class Mixing:
         self.observed: dict[tuple[int, ...], int] = {}
         self.weights: dict[tuple[int, ...], float] = {}
         grid = [-8 + 0.5 * i for i in range(33)]
-        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(4)]
+        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(2)]
+        self.corrected = [[0.0] * len(grid) for _ in range(2)]
 
     def rate(self, key: tuple[int, ...]) -> float:
         """The rate of (kind, length bucket, seen bucket, share, latest), at first by the escape estimate."""
@@ -328,8 +329,11 @@ class Mixing:
 
     def learn_correction(self, depth: int, mixed: float, right: bool) -> None:
         line, low, share = self._place(depth, mixed)
-        line[low] = float32(line[low] + 0.02 * (1 - share) * (right - line[low]))
-        line[low + 1] = float32(line[low + 1] + 0.02 * share * (right - line[low + 1]))
+        seen = self.corrected[min(depth, 1)]
+        for step, part in ((low, 1 - share), (low + 1, share)):
+            seen[step] = float32(min(seen[step] + part, 1e6))
+            rate = max(0.02, 1 / (seen[step] + 5))
+            line[step] = float32(line[step] + rate * part * (right - line[step]))
 
     def _set(self, evidence: list[Evidence]) -> int:
         return _bucket(MIX_LENGTHS, max((context.length for context in evidence), default=0))
@@ -340,7 +344,7 @@ class Mixing:
     def _place(self, depth: int, mixed: float) -> tuple[list[float], int, float]:
         bounded = min(max(mixed, 1e-4), 1 - 1e-4)
         place = min(max((math.log(bounded / (1 - bounded)) + 8) / 0.5, 0.0), 33 - 1.001)
-        return self.correction[min(depth, 3)], int(place), place - int(place)
+        return self.correction[min(depth, 1)], int(place), place - int(place)
 
 
 def _bucket(ends: Sequence[int], value: int) -> int:

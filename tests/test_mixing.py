@@ -40,6 +40,7 @@ def assert_same_knowledge(mixer, reference):
         place = mixing.BIAS if key[1] == -1 else key[1] * mixing.LENGTH_BUCKETS + key[2]
         assert mixer.weights[key[0], place] == pytest.approx(weight, rel=1e-5, abs=1e-6)
     assert mixer.correction == pytest.approx(np.array(reference.correction), rel=1e-5)
+    assert mixer.corrected == pytest.approx(np.array(reference.corrected), rel=1e-5)
 
 
 @st.composite
