@@ -63,6 +63,7 @@ def _processor(processor: Any, row: int, rows: int, model: Any) -> Any:
         return own
     if isinstance(processor, logits_process.EncoderNoRepeatNGramLogitsProcessor):
         own = copy.copy(processor)
+        own.batch_size = 1
         own.generated_ngrams = [processor.generated_ngrams[row * len(processor.generated_ngrams) // rows]]
         return own
     if isinstance(processor, logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor):

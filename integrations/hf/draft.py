@@ -134,7 +134,7 @@ def as_draft(drafts: Drafts, row: int = 0) -> Draft:
 
 
 def likeliest_branches(drafts: Drafts) -> Drafts:
-    """Each row cut down to its likeliest branch, from the committed text to a leaf; `drafts` itself if all are chains."""
+    """Each row cut down to its likeliest branch, from the root to a leaf; `drafts` itself if all are chains."""
     kept: list[int] = []
     offsets = [0]
     for row in range(drafts.rows):
