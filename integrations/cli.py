@@ -11,6 +11,7 @@ import typer
 from pydantic import ByteSize
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from freedraft.integrations.demo.command import demo
 from freedraft.integrations.replay.command import replay_command
@@ -35,7 +36,8 @@ def main() -> None:
     try:
         app()
     except (FreedraftError, ImportError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        # A Text, for in a message that quotes a user's path square brackets are no markup.
+        Console(stderr=True).print(Text("error: ", "bold red") + Text(str(error), ""), soft_wrap=True)
         sys.exit(1)
 
 
@@ -67,12 +69,13 @@ def drafters(
         return
     console = Console() if sys.stdout.isatty() else Console(width=120)
     for one, what in described.items():
-        table = Table(title=f"{one}: {what['summary']}", title_justify="left", title_style="bold", expand=True)
+        title = Text(f"{one}: {what['summary']}", "bold")
+        table = Table(title=title, title_justify="left", expand=True)
         table.add_column("setting", no_wrap=True)
         table.add_column("default", no_wrap=True)
         table.add_column("what it is")
         for setting, values in what["settings"].items():
-            table.add_row(setting, str(values["default"]), values["description"])
+            table.add_row(setting, Text(str(values["default"])), Text(values["description"]))
         console.print(table)
 
 

@@ -37,14 +37,24 @@ class Guard:
     Attributes:
         drafter: the drafter.
         feedback: as the drafter's.
+        top_k: how many tokens of `Feedback.top_k` it wants a position: its attribute `feedback_top_k`, or 8.
         errors: the number of calls that failed.
+
+    Raises:
+        InputError: not a drafter, or a `feedback_top_k` that is no number above 0.
     """
 
     def __init__(self, drafter: Drafter) -> None:
+        if isinstance(drafter, type) or not isinstance(drafter, Drafter):
+            raise InputError(f"drafter: expected an object that is a Drafter, got {drafter!r}")
         self.drafter = drafter
         self.feedback = drafter.feedback
+        self.top_k = getattr(drafter, "feedback_top_k", 8)
+        if not isinstance(self.top_k, int) or self.top_k < 1:
+            raise InputError(f"drafter: feedback_top_k must be a number above 0, got {self.top_k!r}")
         self.errors = 0
         self._inner: Int64 = np.empty(0, np.int64)
+        self._taken: NDArray[np.bool_] = np.empty(0, np.bool_)
         self._free: list[int] = []
         self._lock = threading.RLock()
 
@@ -103,7 +113,8 @@ class Guard:
         """As `Drafter.close`; never raises."""
         with self._lock:
             self._retire(slots)
-            self._free.extend(slots.tolist())
+            self._free.extend(slot for slot in slots.tolist() if self._taken[slot])
+            self._taken[slots] = False
 
     def retired(self, slots: Int64) -> NDArray[np.bool_]:
         """Bool `(n,)`: which of the slots lost their sequence to a failure."""
@@ -114,8 +125,11 @@ class Guard:
             old = len(self._inner)
             new = max(2 * old, old + count, 16)
             self._inner = np.concatenate([self._inner, np.full(new - old, RETIRED, np.int64)])
+            self._taken = np.concatenate([self._taken, np.zeros(new - old, np.bool_)])
             self._free.extend(range(new - 1, old - 1, -1))
-        return np.array([self._free.pop() for _ in range(count)], np.int64)
+        slots = np.array([self._free.pop() for _ in range(count)], np.int64)
+        self._taken[slots] = True
+        return slots
 
     def _retire(self, slots: Int64) -> None:
         live = slots[~self.retired(slots)]
@@ -163,8 +177,11 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
     lengths = offsets[1:] - offsets[:-1]
     if lengths.min() < 0 or (lengths > budget).any():
         raise InputError(f"the drafter's draft: rows of {lengths} tokens with a budget of {budget}")
-    if not len(tokens) == len(parents) == len(drafts.probability) == len(drafts.source):
-        raise InputError("the drafter's draft: tokens, parents, probability and source have different lengths")
+    if not (len(tokens),) == tokens.shape == parents.shape == drafts.probability.shape == drafts.source.shape:
+        raise InputError(
+            "the drafter's draft: expected tokens, parents, probability and source of one shape (t,), got "
+            f"{tokens.shape}, {parents.shape}, {drafts.probability.shape} and {drafts.source.shape}"
+        )
     if tokens.dtype != np.int32 or parents.dtype != np.int32:
         raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
     # Seen as unsigned, a negative id is a huge one, and the parent -1 wraps round to 0 when 1 is added.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from freedraft.retrieval.errors import ConfigError
 
@@ -35,7 +35,15 @@ ENVIRONMENT_VARIABLE = "FREEDRAFT_CONFIG"
 class Settings(BaseModel):
     """Base of every settings model: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, which would pass for 1.
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("expected a value, not true or false")
+        return value
 
 
 class DrafterSettings(Settings):
@@ -63,19 +71,26 @@ def parse_config(source: Config | Mapping[str, Any] | str | os.PathLike[str] | N
     A mapping with the key `config` and nothing else stands for the file that it names. None gives the defaults.
 
     Raises:
-        ConfigError: unreadable file, not a mapping, or a section that is not a mapping.
+        ConfigError: unreadable file, not a mapping, a key that is there twice, or a section that is not a mapping.
     """
     if source is None:
         return Config()
     if isinstance(source, Config):
         return source
     if isinstance(source, Mapping):
-        return _from_mapping(source, "configuration")
-    if isinstance(source, str) and source.lstrip().startswith("{"):
+        if set(source) != {"config"}:
+            return _from_mapping(source, "configuration")
+        source = source["config"]
+        if not isinstance(source, str | os.PathLike):
+            raise ConfigError(f"configuration: config: expected the path of a file, got {source!r}")
+        return _from_file(Path(source))
+    if isinstance(source, str) and source.lstrip().startswith(("{", "[")):
         try:
-            return _from_mapping(json.loads(source), "configuration (JSON string)")
-        except json.JSONDecodeError as error:
+            return _from_mapping(json.loads(source, object_pairs_hook=_each_once), "configuration (JSON string)")
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"configuration: not valid JSON: {error}") from error
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"configuration: expected a mapping, a JSON string or the path of a file, got {source!r}")
     return _from_file(Path(source))
 
 
@@ -99,11 +114,11 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 def _from_file(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"configuration file {path}: {error}") from error
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"configuration file {path}: not valid YAML: {error}") from error
     if content is None:
         return Config()
@@ -113,10 +128,6 @@ def _from_file(path: Path) -> Config:
 def _from_mapping(mapping: Any, where: str) -> Config:
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping of settings, got {type(mapping).__name__}")
-    if set(mapping) == {"config"}:
-        if not isinstance(mapping["config"], str | os.PathLike):
-            raise ConfigError(f"{where}: config: expected the path of a file, got {mapping['config']!r}")
-        return _from_file(Path(mapping["config"]))
     values = dict(mapping)
     drafter = values.pop("drafter", DEFAULT_DRAFTER)
     if not isinstance(drafter, str):
@@ -142,4 +153,22 @@ def _explain(model: type[Settings], item: Any, where: str) -> str:
         close = get_close_matches(str(item["loc"][-1]), known, n=1) if len(item["loc"]) == 1 else []
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{where}: {path}: unknown setting; {hint}allowed: {', '.join(known) or 'none'}"
+    if not path:
+        return f"{where}: {item['msg']}"
     return f"{where}: {path}: {item['msg']}, got {item['input']!r}"
+
+
+def _each_once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ConfigError(f"configuration: {next(key for key in keys if keys.count(key) > 1)}: the key is there twice")
+    return mapping
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that is there twice is an error: YAML's own rule, which PyYAML does not hold to."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _each_once([(key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        return super().construct_mapping(node, deep)

@@ -19,8 +19,8 @@ class PromptLookupSettings(OwnTextSettings):
     """Settings of `prompt_lookup`."""
 
     max_tokens: int = Field(10, ge=1, le=128, description="Tokens of a draft, at most.")
-    min_match: int = Field(2, ge=1, description="The shortest n-gram that may be looked up.")
-    max_match: int = Field(5, ge=1, description="The longest; the longest that occurred before is used.")
+    min_match: int = Field(2, ge=1, le=2**20, description="The shortest n-gram that may be looked up.")
+    max_match: int = Field(5, ge=1, le=2**20, description="The longest; the longest that occurred before is used.")
     occurrence: Literal["recent", "earliest"] = Field(
         "recent", description="Which occurrence to copy from: the most recent, or the earliest (as transformers does)."
     )

@@ -22,12 +22,17 @@ class SuffixAutomatonSettings(OwnTextSettings):
     """Settings of `suffix_automaton`."""
 
     max_tokens: int = Field(12, ge=1, le=128, description="Tokens of a draft, at most (static termination).")
-    min_match: int = Field(1, ge=1, description="Draft only after a suffix of this many tokens that occurred before.")
+    min_match: int = Field(
+        1, ge=1, le=2**20, description="Draft only after a suffix of this many tokens that occurred before."
+    )
     min_probability: float = Field(
         0.1, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
     )
     tokens_per_match: float | None = Field(
-        None, gt=0, description="At most this many draft tokens for each matched token, as suffix decoding limits them."
+        None,
+        gt=0,
+        le=128,
+        description="At most this many draft tokens for each matched token, as suffix decoding limits them.",
     )
     min_expected: float = Field(
         0.8,

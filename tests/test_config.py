@@ -53,6 +53,33 @@ class TestParse:
         with pytest.raises(ConfigError, match="not valid YAML"):
             parse_config(yaml_file("drafter: !!python/object/apply:os.getcwd []"))
 
+    @pytest.mark.parametrize("source", [3, [1], b"{}", "[1, 2]", 1.5, True])
+    def test_what_is_no_configuration(self, source):
+        with pytest.raises(ConfigError, match=r"configuration: expected|expected a mapping"):
+            parse_config(source)
+
+    @pytest.mark.parametrize("text", ["drafter: prompt_lookup\ndrafter: fusion\n", "vllm:\n  a: 1\n  a: 2\n"])
+    def test_a_key_that_is_there_twice(self, yaml_file, text):
+        with pytest.raises(ConfigError, match=r"(drafter|a): the key is there twice"):
+            parse_config(yaml_file(text))
+        with pytest.raises(ConfigError, match="twice"):
+            parse_config('{"max_tokens": 1, "max_tokens": 2}')
+
+    def test_a_file_does_not_lead_to_a_file(self, yaml_file):
+        path = yaml_file("config: other.yaml\n")
+        # `config` is then a setting like any other, and no drafter has it.
+        assert parse_config(path).settings == {"config": "other.yaml"}
+
+    def test_nesting_without_end(self, yaml_file):
+        deep = "[" * 100_000
+        for source in ('{"a": ' + deep, yaml_file("a: " + deep)):
+            with pytest.raises(ConfigError, match="not valid"):
+                parse_config(source)
+
+    def test_a_path_that_is_none(self):
+        with pytest.raises(ConfigError, match="null"):
+            parse_config("a\0b")
+
     def test_json_that_is_no_json(self):
         with pytest.raises(ConfigError, match="not valid JSON"):
             parse_config('{"drafter": ')
@@ -82,6 +109,12 @@ class TestSettings:
             ("suffix_automaton", {"max_tokens": "many"}, "max_tokens: .*integer.*got 'many'"),
             ("suffix_automaton", {"min_probability": 1.5}, "min_probability: .*less than or equal to 1"),
             ("suffix_automaton", {"memory": "1 horse"}, "memory: .*byte"),
+            ("suffix_automaton", {"max_tokens": True}, "max_tokens: .*not true or false, got True"),
+            ("suffix_automaton", {"min_expected": False}, "min_expected: .*not true or false"),
+            ("suffix_automaton", {"min_expected": float("inf")}, "min_expected: .*finite"),
+            ("suffix_automaton", {"tokens_per_match": 1e30}, "tokens_per_match: .*less than"),
+            ("suffix_automaton", {"min_match": 10**30}, "min_match: .*less than"),
+            ("prompt_lookup", {"min_match": 4, "max_match": 3}, r"^prompt_lookup: [^:]*min_match must not exceed"),
             ("prompt_lookup", {"occurrence": "latest"}, "occurrence: .*'recent' or 'earliest', got 'latest'"),
         ],
     )

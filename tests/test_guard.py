@@ -14,6 +14,7 @@ import pytest
 
 from freedraft.integrations.guard import Guard
 from freedraft.plugins.base import Drafter, Drafts, Feedback
+from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.ragged import Int64, ragged
 
 
@@ -224,6 +225,53 @@ def test_parents_come_first(parents: list[list[int]], sound: bool) -> None:
     slots = guard.open(*ragged([[1], [2]]))
     assert bool(len(guard.draft(slots, budget_of(9, 9)).tokens)) == sound
     assert guard.errors == (not sound)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 2), (1, 3)])
+def test_drafts_of_another_shape(shape: tuple[int, int]) -> None:
+    class Wrong(drafters.Scripted):
+        def draft(self, slots: Any, budget: Any) -> Drafts:
+            flat = [np.zeros(shape, kind) for kind in (np.int32, np.int32, np.float32, np.uint8)]
+            return Drafts(*flat, np.array([0, shape[0]]))
+
+    guard = Guard(Wrong())
+    assert rows_of(guard.draft(guard.open(*ragged([[1]])), budget_of(9))) == [[]]
+    assert guard.errors == 1
+
+
+def test_offsets_that_fall() -> None:
+    class Wrong(drafters.Scripted):
+        def draft(self, slots: Any, budget: Any) -> Drafts:
+            size = 4
+            flat = [np.zeros(size, kind) for kind in (np.int32, np.int32, np.float32, np.uint8)]
+            flat[1][:] = -1
+            return Drafts(*flat, np.array([0, 3, 1, 4]))
+
+    guard = Guard(Wrong())
+    assert rows_of(guard.draft(guard.open(*ragged([[1], [2], [3]])), budget_of(9, 9, 9))) == [[], [], []]
+    assert guard.errors == 1
+
+
+@pytest.mark.parametrize("wanted", ["x", -1, 0, 2.5])
+def test_feedback_of_no_size(wanted: Any) -> None:
+    inner = drafters.never()
+    inner.feedback_top_k = wanted
+    with pytest.raises(InputError, match="feedback_top_k"):
+        Guard(inner)
+
+
+@pytest.mark.parametrize("drafter", [drafters.Scripted, 3, None])
+def test_what_is_no_drafter(drafter: Any) -> None:
+    with pytest.raises(InputError, match="Drafter"):
+        Guard(drafter)
+
+
+def test_closing_twice_frees_once() -> None:
+    guard = Guard(drafters.never())
+    slots = guard.open(*ragged([[1]]))
+    guard.close(slots)
+    guard.close(slots)
+    assert len(set(guard.open(*ragged([[1], [2]])).tolist())) == 2
 
 
 @pytest.mark.parametrize("answer", [None, [1], np.array([1, 2, 3]), np.array([-4, 1]), np.array([0.5, 1.5])])

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from freedraft.integrations.demo.measure import (
     PLAIN,
@@ -63,7 +65,7 @@ def demo(
         for name, text in prompts.items():
 
             def step(method: str, name: str = name) -> None:
-                bar.update(task, description=f"{name}: {method}")
+                bar.update(task, description=escape(f"{name}: {method}"))
                 bar.advance(task)
 
             measured += measure(
@@ -99,6 +101,10 @@ def _methods(drafters: list[str], config: Path | None) -> dict[str, Method]:
         from freedraft.integrations.hf import Speculative
     except ImportError as error:
         raise ImportError(f"{error}; install freedraft[hf]") from error
+    # Here, so that a wrong name or setting is told before a model is loaded.
+    for name in drafters:
+        Speculative(name)
+    Speculative(config=config)
     # Ten tokens a draft, as the documentation of transformers shows it.
     methods = {PLAIN: greedy(), LOOKUP: greedy(lambda: {"prompt_lookup_num_tokens": 10})}
     if drafters:
@@ -150,8 +156,8 @@ def _show(measured: list[Measured], repeats: int, show_text: bool) -> None:
         if last not in (None, one.input):
             table.add_section()
         table.add_row(
-            one.input if one.input != last else "",
-            one.method,
+            Text(one.input if one.input != last else ""),
+            Text(one.method),
             str(one.tokens),
             f"{one.tokens_per_second:.1f}",
             f"{one.tokens_per_step:.2f}",
@@ -163,9 +169,9 @@ def _show(measured: list[Measured], repeats: int, show_text: bool) -> None:
     if show_text:
         for one in measured:
             if one.method == PLAIN:
-                console.rule(one.input)
+                console.rule(Text(one.input))
                 console.print(one.text, markup=False, highlight=False)
-    console.print(_summary(measured), highlight=False)
+    console.print(_summary(measured), markup=False, highlight=False)
 
 
 def _summary(measured: list[Measured]) -> str:
