@@ -238,8 +238,8 @@ class TokenRecycling:
         """As `Drafter.observe`: keep the rankings until `extend` has told what was committed.
 
         A position whose ranking begins with -1 was not verified. A runtime that verified only a part of a tree either
-        says so, or has its positions ignored but for the first: nobody knows then which nodes they are. A chain may
-        have been cut at its end.
+        says so, or has its positions ignored but for the first: nobody knows then which nodes they are, and what was
+        committed is learnt as text. A chain may have been cut at its end.
 
         Raises:
             InputError: a slot that is not open, no top-k, or shapes that do not fit.
@@ -374,7 +374,8 @@ def extend_batch(
                     context_at(committed, sequences.tokens[slot], sequences.parents[slot], position - 1, context)
                     learn_ranked(table, context, length, ranked, fresh)
         for i in range(offsets[row], offsets[row + 1]):
-            if text and shown == 0:
+            # What the rankings do not cover: a prompt, or the nodes of a tree of which nobody knows which were verified.
+            if text and i - offsets[row] >= shown:
                 learn_next(table, committed, length, tokens[i])
             push_token(committed, tokens[i])
         sequences.shown[slot] = 0

@@ -161,6 +161,20 @@ def test_what_was_not_verified_teaches_nothing(shape: str, ranked: list[list[int
         assert made.draft(asked, np.array([1], np.int32)).tokens.tolist() == [expected]
 
 
+def test_what_was_committed_teaches_even_where_a_tree_was_cut() -> None:
+    made = drafter(context=1, k=2, min_probability=0.0)
+    slots = made.open(*ragged([[5, 6, 5, 7, 5]]))
+    assert made.draft(slots, np.array([3], np.int32)).tokens.tolist() == [7, 5, 6]
+    # One node of the three was verified, and accepted: 6, which 30 followed.
+    told = Feedback(np.array([1], np.int32), np.array([0, 2]), None, np.array([[6, 8], [30, 9]], np.int32))
+    made.observe(slots, told)
+    made.extend(slots, *ragged([[6, 30]]))
+    for last, expected in ((5, [6, 8]), (6, [30, 5]), (7, [5])):
+        asked = made.open(*ragged([[last]]))
+        drafts = made.draft(asked, np.array([9], np.int32))
+        assert drafts.tokens[drafts.parents == -1].tolist() == expected
+
+
 def test_prompts_teach_only_if_asked() -> None:
     prompt = [1, 2, 3, 1]
     for text, expected in ((True, [2, 3, 1]), (False, [])):
@@ -212,7 +226,7 @@ def test_a_chat_model_answers_as_ever(model: Any, tokenizer: Any, name: str, sam
     messages = [{"role": "user", "content": "Name three fruits, then name them again."}]
     chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = tokenizer(chat, return_tensors="pt", add_special_tokens=False)
-    options = {"max_new_tokens": 30, "do_sample": sampling, "temperature": 1.0}
+    options = {"max_new_tokens": 20, "do_sample": sampling, "temperature": 1.0}
     expected = tiny.plain(model, None, 1, **inputs, **options)
     ours = Speculative(name)
     assert tiny.speculative(model, None, ours, 1, **inputs, **options).tolist() == expected.tolist()
