@@ -153,16 +153,14 @@ def peers(source: str, corpus: Sequence[Tokens]) -> dict[str, Callable[[int], An
 
 
 def fusion(source: str, corpus: Sequence[Tokens]) -> Fusion:
-    made = Fusion(
-        FusionSettings(
-            scope="off" if source == "own text" else "engine",
-            response_tokens=2**20,
-        )
-    )
+    """Fusion as it is by default; the corpus stands where its older generation of replies would."""
+    made = Fusion(FusionSettings(scope="off" if source == "own text" else "engine"))
     for text in corpus if source == "corpus" else ():
         slots = made.automata.open(text, np.array([0, len(text)]))
         made.responses.add(slots, np.zeros(1, np.int64))
         made.automata.close(slots)
+    if source == "corpus" and not made.responses.rotate():
+        raise ValueError(f"the corpus has fewer tokens than a generation of replies: {CORPUS_TOKENS}")
     return made
 
 
