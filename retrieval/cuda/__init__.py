@@ -1,0 +1,1 @@
+"""Drafting by an exhaustive scan of each sequence: CUDA kernels and their twins on the CPU."""
