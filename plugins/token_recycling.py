@@ -374,7 +374,7 @@ def extend_batch(
                     context_at(committed, sequences.tokens[slot], sequences.parents[slot], position - 1, context)
                     learn_ranked(table, context, length, ranked, fresh)
         for i in range(offsets[row], offsets[row + 1]):
-            # What the rankings do not cover: a prompt, or the nodes of a tree of which nobody knows which were verified.
+            # What no ranking covers: a prompt, or nodes of a tree of which nobody knows which were verified.
             if text and i - offsets[row] >= shown:
                 learn_next(table, committed, length, tokens[i])
             push_token(committed, tokens[i])

@@ -1,0 +1,134 @@
+"""Tokens a step of the drafters that live on the target's by-products, on a real chat model, beside the others.
+
+Each drafter answers the same prompts in the same order with greedy decoding, and keeps what it has learnt from one to
+the next. Every reply is held against plain `generate` before it counts. Pacing is off: this is about guessing well, not
+about time.
+
+    python bench/recycling.py --prompts FOLDER [--questions 4] [--tokens 96] [--only NAME ...] [--out FOLDER]
+
+FOLDER has `.jsonl` files of Spec-Bench's form: an object a line with `category` and `turns`; the first turn is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import save, show, timed
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from freedraft.integrations.hf import Speculative
+from freedraft.integrations.hf.smollm2 import demo_model_path
+from freedraft.integrations.hf.statistics import Statistics
+
+CHAT = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+KINDS = {
+    "chat": CHAT,
+    "maths": ("math_reasoning",),
+    "questions": ("qa", "rag"),
+    "summaries": ("summarization",),
+}
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "token_recycling": {"drafter": "token_recycling"},
+    "token_recycling, chain": {"drafter": "token_recycling", "shape": "chain", "max_tokens": 8},
+    "token_recycling, rows as in the paper": {
+        "drafter": "token_recycling", "context": 1, "fresh": 8, "text": False,
+    },
+    "lookahead": {"drafter": "lookahead"},
+    "lookahead, chain": {"drafter": "lookahead", "shape": "chain"},
+    "lookahead, pool from the window only": {"drafter": "lookahead", "text": False},
+    "jacobi": {"drafter": "jacobi"},
+    "jacobi, initial prompt_lookup": {"drafter": "jacobi", "initial": "prompt_lookup"},
+    "prompt_lookup": {"drafter": "prompt_lookup", "min_match": 1},
+    "suffix_automaton": {"drafter": "suffix_automaton", "min_expected": 0, "min_probability": 0.1},
+    "fusion": {"drafter": "fusion"},
+}  # fmt: skip
+
+
+def questions(folder: Path, each: int) -> list[tuple[str, str]]:
+    """`each` questions of every kind, in turns: (kind, question)."""
+    by_category = defaultdict(list)
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            item = json.loads(line)
+            by_category[item["category"]].append(item["turns"][0])
+    chosen: dict[str, list[str]] = {}
+    for kind, categories in KINDS.items():
+        lists = [by_category[category] for category in categories]
+        longest = max(len(found) for found in lists)
+        chosen[kind] = [found[i] for i in range(longest) for found in lists if i < len(found)][:each]
+    return [(kind, chosen[kind][i]) for i in range(each) for kind in KINDS if i < len(chosen[kind])]
+
+
+def ask(tokenizer: Any, question: str, longest: int) -> torch.Tensor:
+    messages = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids: torch.Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    return ids[:, -longest:]
+
+
+def measure(model: Any, replies: list[tuple[str, torch.Tensor, torch.Tensor]], settings: dict[str, Any]) -> Any:
+    """Tokens a step by kind, over all, and draft tokens a step."""
+    ours = Speculative(config=settings | {"pacing": "off"})
+    totals: dict[str, Statistics] = defaultdict(Statistics)
+    same = 0
+
+    def run() -> None:
+        nonlocal same
+        for kind, prompt, reply in replies:
+            options = {"max_new_tokens": reply.shape[1] - prompt.shape[1], "do_sample": False}
+            output = model.generate(prompt, attention_mask=torch.ones_like(prompt), custom_generate=ours, **options)
+            same += torch.equal(output, reply)
+            assert ours.statistics is not None
+            totals[kind] += ours.statistics
+
+    seconds = timed(run)
+    every = sum(totals.values(), Statistics())
+    if every.drafter_errors:
+        raise SystemExit(f"{settings}: {every.drafter_errors} errors of the drafter")
+    if same < len(replies):
+        raise SystemExit(f"{settings}: {len(replies) - same} of {len(replies)} replies differ from plain generate")
+    return {
+        **{kind: total.tokens_per_step for kind, total in totals.items()},
+        "all": every.tokens_per_step,
+        "drafted a step": every.drafted / every.forward_passes,
+        "ms drafting a step": 1e3 * every.drafting_seconds / every.forward_passes,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=Path, default=os.environ.get("FREEDRAFT_PROMPTS"), required=False)
+    parser.add_argument("--questions", type=int, default=4, help="of each kind")
+    parser.add_argument("--tokens", type=int, default=96, help="of a reply, at most")
+    parser.add_argument("--longest", type=int, default=1024, help="tokens of a prompt; of longer ones the end is asked")
+    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), choices=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    if chosen.prompts is None or not Path(chosen.prompts).is_dir():
+        raise SystemExit("no prompts: give --prompts FOLDER, or set FREEDRAFT_PROMPTS")
+    path = demo_model_path()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    replies = []
+    for kind, question in questions(Path(chosen.prompts), chosen.questions):
+        prompt = ask(tokenizer, question, chosen.longest)
+        options = {"max_new_tokens": chosen.tokens, "do_sample": False}
+        replies.append((kind, prompt, model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)))
+    rows = []
+    for name in chosen.only:
+        rows.append({"drafter": name, **measure(model, replies, CONTENDERS[name])})
+        print(rows[-1], flush=True)
+    show("tokens a step (all forward passes counted)", rows, f"{len(replies)} replies of up to {chosen.tokens} tokens")
+    what = "tokens a forward pass, the one over the prompt included; greedy, float32, batch 1"
+    print("written to", save("recycling", {"what": what, "replies": len(replies), "results": rows}, chosen.out))
+
+
+if __name__ == "__main__":
+    main()
