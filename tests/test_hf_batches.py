@@ -173,18 +173,21 @@ def test_the_drafter_is_told_at_once_that_a_row_ended() -> None:
     assert set(budgets) >= {1, 2}
 
 
-def test_a_row_that_ends_early_needs_a_pad_token() -> None:
+def test_rows_that_may_end_early_need_a_pad_token() -> None:
     which = model()
 
     def first(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         return torch.tensor([bool(input_ids[0, 0] == PAD)])
 
-    inputs, ours = batch(), Speculative(drafters.never())
+    drafter = drafters.never()
+    inputs, ours = batch(), Speculative(drafter)
     config = transformers.GenerationConfig(max_new_tokens=10, pad_token_id=None, eos_token_id=None)
     before, which.generation_config = which.generation_config, config
     try:
         with pytest.raises(InputError, match="pad_token_id"):
             which.generate(**inputs, custom_generate=ours, stopping_criteria=[first])
+        # Before any work was done.
+        assert drafter.calls == []
         # Not when all end together.
         assert which.generate(**inputs, custom_generate=ours).shape == (4, 22)
     finally:

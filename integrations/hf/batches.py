@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria
+from torch.nn.functional import pad
+from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteria
 from transformers.generation import logits_process
 
 from freedraft.retrieval.errors import InputError, UnsupportedError
@@ -34,21 +35,25 @@ def row_criteria(criteria: Sequence[StoppingCriteria], rows: int, model: Any) ->
     return [criterion if _transformers_own(criterion) else _copied(criterion, model) for criterion in criteria]
 
 
-def padded(texts: Sequence[torch.Tensor], padding: torch.Tensor | None) -> torch.Tensor:
-    """Texts int64 `(1, length)` as one tensor, `padding` behind those that ended early.
+def pad_token(generation_config: Any, criteria: Sequence[StoppingCriteria], rows: int) -> int:
+    """The token to fill up rows with that end early.
 
     Raises:
-        InputError: they need padding, and there is none.
+        InputError: there is none, and rows may end at different places.
     """
+    # What `generate` has settled on comes first.
+    for token in (getattr(generation_config, "_pad_token_tensor", None), generation_config.pad_token_id):
+        if token is not None:
+            return int(token)
+    if rows > 1 and not all(type(criterion) is MaxLengthCriteria for criterion in criteria):
+        raise InputError("rows of a batch may end early, and there is no pad_token_id to fill them up with: pass one")
+    return 0
+
+
+def padded(texts: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    """Texts int64 `(1, length)` as one tensor, `padding` behind those that ended early."""
     longest = max(text.shape[1] for text in texts)
-    if all(text.shape[1] == longest for text in texts):
-        return torch.cat(list(texts))
-    if padding is None:
-        raise InputError("rows of a batch ended early and there is no pad_token_id to fill them up with: pass one")
-    whole = texts[0].new_empty((len(texts), longest)).copy_(padding.flatten()[0].expand(len(texts), longest))
-    for row, text in enumerate(texts):
-        whole[row, : text.shape[1]] = text[0]
-    return whole
+    return torch.cat([pad(text, (0, longest - text.shape[1]), value=padding) for text in texts])
 
 
 def _processor(processor: Any, row: int, rows: int, model: Any) -> Any:

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.hf.acceptance import make_rule
-from freedraft.integrations.hf.batches import padded, row_criteria, row_processors
+from freedraft.integrations.hf.batches import pad_token, padded, row_criteria, row_processors
 from freedraft.integrations.hf.drafting import Drafting
 from freedraft.integrations.hf.loop import Loop
 from freedraft.integrations.hf.recorder import Recorder, result
@@ -117,6 +117,7 @@ class Speculative:
         if count > 1 and self.streamer is not None:
             raise UnsupportedError(f"a streamer with a batch of {count} sequences: a streamer takes one")
         criteria = [*stopping_criteria, *self._stop_strings(stop_strings)]
+        padding = pad_token(generation_config, criteria, count)
         statistics = Statistics(calls=1)
         rule = make_rule(self._settings, generation_config.do_sample)
         statistics.lossy = int(rule.lossy)
@@ -143,7 +144,7 @@ class Speculative:
             with self._lock:
                 self.statistics = statistics
                 self.totals = self.totals + statistics
-        sequences = padded([row.tokens.committed() for row in rows], _pad_token(generation_config))
+        sequences = padded([row.tokens.committed() for row in rows], padding)
         return result([row.recorder for row in rows], sequences, target.cache)
 
     def _stop_strings(self, stop_strings: str | list[str] | None) -> list[StoppingCriteria]:
@@ -182,11 +183,3 @@ def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
         text = row[attention_mask[i].bool()] if masked and attention_mask is not None else row
         rows.append(text.cpu().numpy().astype(np.int32))
     return rows
-
-
-def _pad_token(generation_config: Any) -> torch.Tensor | None:
-    """The padding that `generate` has settled on, or what the configuration says."""
-    token = getattr(generation_config, "_pad_token_tensor", None)
-    if token is None and generation_config.pad_token_id is not None:
-        token = torch.tensor(generation_config.pad_token_id)
-    return token
