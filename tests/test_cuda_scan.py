@@ -52,9 +52,9 @@ def expected(batch, columns, rules):
     drafts, probability, counts = [], [], []
     for slot, active in zip(batch.rows.tolist(), batch.active.tolist(), strict=True):
         text = []
-        if 0 <= slot < len(batch.tokens) and active > 0:
+        if 0 <= slot < len(batch.tokens):
             text = batch.tokens[slot, : min(max(int(batch.lengths[slot]), 0), width)].tolist()
-        room = min(columns, rules.limit(columns), width - len(text))
+        room = min(columns, rules.limit(columns), width - len(text)) if active > 0 else 0
         tokens, chances = naive_scan.draft(
             text, room, longest=rules.longest, shortest=rules.shortest, least=rules.least
         )

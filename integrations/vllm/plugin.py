@@ -6,7 +6,16 @@ import logging
 
 
 def register() -> None:
-    """Let the API server show the proposer's metrics. Never raises: a plug-in's exception would end vLLM."""
+    """Offer the GPU's speculator; let the API server show the proposer's metrics.
+
+    Never raises: a plug-in's exception would end vLLM.
+    """
+    try:
+        from freedraft.integrations.vllm.gpu.install import install
+
+        install()
+    except Exception:
+        logging.getLogger("freedraft").warning("freedraft: no drafting on the GPU", exc_info=True)
     try:
         from freedraft.integrations.vllm.metrics import serve
 

@@ -64,9 +64,10 @@ def _draft_rows(
     keys = np.zeros(PLACES, np.int64)
     for row in range(len(rows)):
         slot = rows[row]
-        length = sequence_length(tokens, lengths, slot, active[row])
+        length = sequence_length(tokens, lengths, slot)
         keys[:] = 0
-        for position in range(length - 1, 0, -1):
+        newest = length - 1 if active[row] > 0 else 0
+        for position in range(newest, 0, -1):
             # More recent places came first: an equally long match is no better than those that are kept.
             kept = keys[PLACES - 1] >> 32
             if kept >= longest:

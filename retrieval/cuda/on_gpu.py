@@ -147,9 +147,9 @@ def scan_kernel(
     thread = cuda.threadIdx.x
     threads = cuda.blockDim.x
     slot = rows[row]
-    length = sequence_length(tokens, lengths, slot, active[row])
+    length = sequence_length(tokens, lengths, slot)
     low = 1 + np.int64(block) * chunk
-    if low >= length:
+    if low >= length or active[row] <= 0:
         return
     high = min(low + chunk, length)
     mine = best[thread]
@@ -202,8 +202,10 @@ def vote_kernel(
     row = cuda.blockIdx.x
     thread = cuda.threadIdx.x
     slot = rows[row]
-    length = sequence_length(tokens, lengths, slot, active[row])
-    blocks = (length - 1 + chunk - 1) // chunk if length > 1 else np.int64(0)
+    length = sequence_length(tokens, lengths, slot)
+    blocks = np.int64(0)
+    if length > 1 and active[row] > 0:
+        blocks = (length - 1 + chunk - 1) // chunk
     mine = best[thread]
     for i in range(PLACES):
         mine[i] = 0
@@ -221,5 +223,6 @@ def vote_kernel(
         cuda.syncthreads()
         half >>= 1
     if thread == 0:
-        in_bounds = slot if slot >= 0 and slot < tokens.shape[0] else np.int64(0)
+        # A slot out of bounds has no tokens, so none of slot 0 is read for it.
+        in_bounds = slot if length > 0 else 0
         counts[row] = vote(tokens, in_bounds, length, mine, budget, least, drafts[row], probability[row])

@@ -27,9 +27,9 @@ WEIGHTY = 32
 LOW_HALF = 0xFFFFFFFF
 
 
-def sequence_length(tokens: Int32, lengths: Int32, slot: int, active: int) -> Any:
-    """How many tokens of a slot to read; 0 for a row that wants no draft or names no slot."""
-    if active <= 0 or slot < 0 or slot >= tokens.shape[0]:
+def sequence_length(tokens: Int32, lengths: Int32, slot: int) -> Any:
+    """How many tokens a slot has; 0 if there is no such slot."""
+    if slot < 0 or slot >= tokens.shape[0]:
         return np.int64(0)
     return min(max(np.int64(lengths[slot]), np.int64(0)), np.int64(tokens.shape[1]))
 

@@ -1,0 +1,45 @@
+"""What can be set of the drafting on the GPU: `additional_config["freedraft"]["gpu"]`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydantic import Field
+
+from freedraft.plugins.config import Settings, parse_config, validate_settings
+from freedraft.retrieval.cuda.rules import Rules
+from freedraft.retrieval.errors import ConfigError
+
+logger = logging.getLogger("freedraft")
+
+
+class GpuSettings(Settings):
+    """Settings of the speculator. The drafts' length is vLLM's `num_speculative_tokens`."""
+
+    longest_match: int = Field(64, ge=1, le=4096, description="Longer matches count as this long.")
+    shortest_match: int = Field(1, ge=1, le=4096, description="Shorter matches do not count.")
+    least_probability: float = Field(0.0, ge=0, le=1, description="A draft ends before a less probable token.")
+
+
+def rules_from(given: Any) -> Rules:
+    """The rules of the scan, from what `additional_config["freedraft"]` holds.
+
+    Raises:
+        ConfigError: not a mapping, an unknown key in `gpu`, or a bad value.
+    """
+    if not isinstance(given, dict):
+        raise ConfigError(f"additional_config: freedraft: expected a mapping of settings, got {given!r}")
+    values = dict(parse_config(given).settings)
+    section = values.pop("gpu", {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"gpu: expected a mapping of settings, got {section!r}")
+    settings = validate_settings(GpuSettings, section, "gpu")
+    if settings.shortest_match > settings.longest_match:
+        raise ConfigError(
+            f"gpu: shortest_match {settings.shortest_match} must be at most longest_match {settings.longest_match}"
+        )
+    others = sorted({*given} - {"gpu", "config"})
+    if others:
+        logger.warning("freedraft: ngram_gpu drafts on the GPU; %s do not apply there", ", ".join(others))
+    return Rules(settings.longest_match, settings.shortest_match, least=settings.least_probability)

@@ -1,0 +1,150 @@
+"""The speculator of vLLM's V2 runner: drafts for every request on the GPU, where its tokens are.
+
+Importing this imports vLLM's V2 classes, torch and numba.cuda.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+from freedraft.integrations.vllm.gpu.arrays import Streams, as_array, select_device
+from freedraft.integrations.vllm.gpu.settings import rules_from
+from freedraft.retrieval.cuda.on_gpu import DeviceScan
+
+logger = logging.getLogger("freedraft")
+
+
+class ScanSpeculator(BaseSpeculator):
+    """Drafts by an exhaustive scan of each request's tokens.
+
+    It keeps nothing of a request between steps, so a slot may change its owner at any time. A step is two small
+    copies and two launches; nothing waits for the device and nothing is allocated. Every rank of a tensor-parallel
+    group computes the same drafts, as the V2 runner wants.
+
+    Attributes:
+        drafts: int64 `(max_num_reqs, K)` on the device; the last step's drafts.
+        probability: float32 `(max_num_reqs, K)` on the device; 0 where there is no draft but a filler.
+        counts: int32 `(max_num_reqs,)` on the device; drafted tokens a request.
+        errors: steps that failed and were answered with fillers.
+    """
+
+    supports_mm_inputs = False
+    draft_logits = None
+
+    def __init__(self, vllm_config: Any, device: torch.device, req_states: Any) -> None:
+        """Allocate everything and compile the kernels.
+
+        Raises:
+            ConfigError: bad settings.
+        """
+        self.rules = rules_from(vllm_config.additional_config["freedraft"])
+        self.vllm_config = vllm_config
+        self.speculative_config = vllm_config.speculative_config
+        self.device = device
+        self.req_states = req_states
+        self.num_speculative_steps = int(self.speculative_config.num_speculative_tokens)
+        self.errors = 0
+        self._alone = getattr(vllm_config.parallel_config, "tensor_parallel_size", 1) == 1
+        select_device(device)
+        slots, width = req_states.all_token_ids.gpu.shape
+        self._scan = DeviceScan(slots, width, threads=8 if device.type == "cpu" else 256)
+        self._streams = Streams(device)
+        self._rows = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._active = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.drafts = torch.zeros(slots, self.num_speculative_steps, dtype=torch.int64, device=device)
+        self.probability = torch.zeros(slots, self.num_speculative_steps, dtype=torch.float32, device=device)
+        self.counts = torch.zeros(slots, dtype=torch.int32, device=device)
+        self._views: dict[int, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
+        self._addresses = self._current_addresses()
+        # The first launch compiles; the row that it drafts for is inactive.
+        self._launch(1, self.num_speculative_steps)
+        logger.info(
+            "freedraft: drafting on the GPU in the place of vLLM's n-gram kernel: %d requests of %d tokens, %d drafts",
+            slots,
+            width,
+            self.num_speculative_steps,
+        )
+
+    def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
+        """There is no draft model whose graph could be captured."""
+
+    def capture(self) -> None:
+        """Likewise."""
+
+    def propose(
+        self,
+        input_batch: Any,
+        attn_metadata: Any,
+        slot_mappings: Any,
+        last_hidden_states: Any,
+        aux_hidden_states: Any,
+        num_sampled: torch.Tensor,
+        num_rejected: torch.Tensor,
+        last_sampled: torch.Tensor,
+        *_: Any,
+        dummy_run: bool = False,
+        num_speculative_tokens: int | None = None,
+        **__: Any,
+    ) -> torch.Tensor:
+        """Draft for the requests of a batch; returns before it is done.
+
+        Args:
+            input_batch: `num_reqs` and `idx_mapping`, int64 `(num_reqs,)` on the device: each request's slot.
+            attn_metadata: ignored, as all that is not named here.
+            slot_mappings: ignored.
+            last_hidden_states: ignored.
+            aux_hidden_states: ignored.
+            num_sampled: `(num_reqs,)`, 0 for a request that is still in its prompt: it gets no draft.
+            num_rejected: ignored; `total_len` counts the committed tokens only.
+            last_sampled: int64 `(max_num_reqs, 1)`, what a failed step is answered with.
+            dummy_run: do no work.
+            num_speculative_tokens: draft no more than this; None = K.
+
+        Returns:
+            int64 `(num_reqs, K)` on the device, valid until the next call; after a draft, the last token again.
+        """
+        requests = input_batch.num_reqs
+        drafts = self.drafts[:requests]
+        if dummy_run:
+            return drafts.zero_()
+        try:
+            self._rows[:requests].copy_(input_batch.idx_mapping[:requests])
+            self._active[:requests].copy_(num_sampled[:requests])
+            wanted = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
+            self._launch(requests, wanted)
+        except Exception:
+            # Ranks of a tensor-parallel group must agree on the drafts, and the others know nothing of this.
+            if not self._alone:
+                raise
+            self.errors += 1
+            if self.errors == 1:
+                logger.exception("freedraft: drafting on the GPU failed; decoding goes on without drafts (logged once)")
+            drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping[:requests], None].expand_as(drafts))
+        return drafts
+
+    def _launch(self, requests: int, wanted: int) -> None:
+        rules = self.rules if wanted >= self.num_speculative_steps else replace(self.rules, budget=max(0, wanted))
+        inputs, outputs = self._arrays(requests)
+        self._scan.launch(inputs, outputs, rules, self._streams.current())
+
+    def _arrays(self, requests: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The kernels' arguments, kept for each batch size: wrapping a tensor costs more than a launch."""
+        addresses = self._current_addresses()
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._views.clear()
+        arrays = self._views.get(requests)
+        if arrays is None:
+            states = self.req_states
+            inputs = (states.all_token_ids.gpu, states.total_len.gpu, self._rows[:requests], self._active[:requests])
+            outputs = (self.drafts[:requests], self.probability[:requests], self.counts[:requests])
+            arrays = self._views[requests] = tuple(map(as_array, inputs)), tuple(map(as_array, outputs))
+        return arrays
+
+    def _current_addresses(self) -> tuple[int, int]:
+        return self.req_states.all_token_ids.gpu.data_ptr(), self.req_states.total_len.gpu.data_ptr()
