@@ -122,12 +122,17 @@ def test_likeliest_nodes_first() -> None:
     assert max(parent for _, parent in decoding.drafts[0]) > 0
 
 
-def test_memory_is_bounded_and_the_newest_rows_stay() -> None:
+@pytest.mark.parametrize("clock", [0, 2**31 - 500, 2**32 - 500])
+def test_memory_is_bounded_and_the_newest_rows_stay(clock: int) -> None:
     made = drafter(memory="4KiB", context=1)
+    # The clock of the rows has 32 bits, and goes round.
+    made.table.clock[0] = clock
     rows = len(made.table.rows)
     assert made.table.rows.nbytes <= 4096
-    text = list(range(1000))
-    slots = made.open(*ragged([[*text, 999, 998, 999]]))
+    slots = made.open(*ragged([list(range(1000)), [998, 999, 998, 999]]))[1:]
+    held = {int(row[3]) for row in made.table.rows if row[0]}
+    assert len(held) > 0.9 * rows
+    assert min(held) > 1000 - 3 * rows
     assert len(made.table.rows) == rows
     assert made.draft(slots, np.array([1], np.int32)).tokens.tolist() == [998]
     Decoding(made, RankingTarget(2, vocabulary=300), [[1]]).run(100, 30)
