@@ -325,6 +325,22 @@ def pacer_for(drafter: Any, section: Mapping[str, Any]) -> Pacer | None:
     return Pacer(settings) if enabled else None
 
 
+def compile_kernels() -> None:
+    """Compile every kernel of pacing now, so that no step waits for it."""
+    drafts = Drafts(
+        np.arange(2, dtype=np.int32),
+        np.array([-1, 0], np.int32),
+        np.array([0.9, 0.1], np.float32),
+        np.zeros(2, np.uint8),
+        np.array([0, 2]),
+    )
+    pacer = Pacer()
+    pacer.step_time = StepTime.known(lambda n: 1.0 + 0.2 * (n - 1))
+    cut = pacer.cut(drafts, 1)
+    pacer.judge(cut.probability, cut.offsets, np.array([1]))
+    StepTime(0.03).record(1, 1.0)
+
+
 def median(values: Sequence[float]) -> float:
     """The median of a few numbers; numpy's takes longer."""
     ordered = sorted(values)

@@ -302,15 +302,18 @@ def test_a_chain_passes_through_unchanged_and_a_tree_gives_its_likeliest_branch(
         np.array([0, 0, 1, 0, 1, 2, 3, 4], np.uint8),
         np.array([0, 5, 5, 7, 8], np.int64),
     )
-    tokens, source, offsets = likeliest_chains(tree)
-    assert tokens.tolist() == [12, 14, 20, 21, 30]
-    assert source.tolist() == [1, 1, 2, 3, 4]
-    assert offsets.tolist() == [0, 2, 2, 4, 5]
+    chains = likeliest_chains(tree)
+    assert chains.tokens.tolist() == [12, 14, 20, 21, 30]
+    assert chains.parents.tolist() == [-1, 0, -1, 0, -1]
+    assert chains.probability.tolist() == pytest.approx([0.5, 0.2, 0.9, 0.8, 0.3])
+    assert chains.source.tolist() == [1, 1, 2, 3, 4]
+    assert chains.offsets.tolist() == [0, 2, 2, 4, 5]
     straight = chain(list(range(40)))
-    tokens, source, offsets = likeliest_chains(straight)
-    assert tokens.tolist() == list(range(40))
-    assert offsets.tolist() == [0, 40]
-    assert len(likeliest_chains(Drafts.empty(3))[2]) == 4
+    chains = likeliest_chains(straight)
+    assert chains.tokens.tolist() == list(range(40))
+    assert chains.parents.tolist() == list(range(-1, 39))
+    assert chains.offsets.tolist() == [0, 40]
+    assert likeliest_chains(Drafts.empty(3)).rows == 3
 
 
 # Statistics

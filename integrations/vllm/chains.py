@@ -9,21 +9,19 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
-def likeliest_chains(drafts: Drafts) -> tuple[Int32, UInt8, Int64]:
-    """Follow the likeliest child from the committed text to a leaf, in each row.
-
-    Returns:
-        tokens int32, their sources uint8, and offsets int64 `(rows + 1,)`.
-    """
-    return _likeliest_chains(drafts.tokens, drafts.parents, drafts.probability, drafts.source, drafts.offsets)
+def likeliest_chains(drafts: Drafts) -> Drafts:
+    """Follow the likeliest child from the committed text to a leaf, in each row: the same rows, all chains."""
+    return Drafts(*_likeliest_chains(drafts.tokens, drafts.parents, drafts.probability, drafts.source, drafts.offsets))
 
 
 @kernel
 def _likeliest_chains(
     tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64
-) -> tuple[Int32, UInt8, Int64]:
+) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
     rows = offsets.shape[0] - 1
     chosen = np.empty(tokens.shape[0], np.int32)
+    chosen_parents = np.empty(tokens.shape[0], np.int32)
+    chosen_probability = np.empty(tokens.shape[0], np.float32)
     chosen_source = np.empty(tokens.shape[0], np.uint8)
     chosen_offsets = np.zeros(rows + 1, np.int64)
     used = 0
@@ -33,6 +31,7 @@ def _likeliest_chains(
         for i in range(start, stop):
             branches |= parents[i] != i - start - 1
         node = -1
+        first = used
         while start + node + 1 < stop:
             best = start + node + 1
             if branches:
@@ -44,8 +43,10 @@ def _likeliest_chains(
                 if best < 0:
                     break
             chosen[used] = tokens[best]
+            chosen_parents[used] = used - first - 1
+            chosen_probability[used] = probability[best]
             chosen_source[used] = source[best]
             used += 1
             node = best - start
         chosen_offsets[row + 1] = used
-    return chosen[:used], chosen_source[:used], chosen_offsets
+    return chosen[:used], chosen_parents[:used], chosen_probability[:used], chosen_source[:used], chosen_offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.chains import likeliest_chains
 from freedraft.integrations.vllm.ledger import Ledger
+from freedraft.integrations.vllm.pacing import StepPacing
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.integrations.vllm.tracker import SequenceTracker
 from freedraft.plugins.base import Drafter, Feedback
+from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -32,7 +35,15 @@ class BatchDrafting:
     """
 
     def __init__(
-        self, drafter: Drafter, *, rows: int, longest: int, width: int, vocabulary: int, settings: VllmSettings
+        self,
+        drafter: Drafter,
+        *,
+        rows: int,
+        longest: int,
+        width: int,
+        vocabulary: int,
+        settings: VllmSettings,
+        pacer: Pacer | None = None,
     ) -> None:
         """Prepare.
 
@@ -43,6 +54,7 @@ class BatchDrafting:
             width: tokens of a sequence, at most.
             vocabulary: token ids are below this.
             settings: bounds.
+            pacer: cuts drafts to what pays; None leaves them whole.
         """
         self.statistics = Statistics()
         self.guard = Guard(drafter)
@@ -51,6 +63,8 @@ class BatchDrafting:
         self._width = width
         self._vocabulary = vocabulary
         self._settings = settings
+        self._pacer = pacer
+        self._pacing: StepPacing | None = None
         self._own_errors = 0
         self._wait = 1
         self._failed_at = 0
@@ -67,6 +81,13 @@ class BatchDrafting:
         )
         self._slots = np.full(self._tracker.capacity, -1, np.int64)
         self._ledger = Ledger(self._tracker.capacity, self._longest, self.statistics)
+        if self._pacer is not None:
+            self._pacing = StepPacing(self._pacer, self._tracker.capacity, self._longest)
+
+    @property
+    def pacing(self) -> dict[str, Any] | None:
+        """What the pacer reports; None where there is none."""
+        return None if self._pacer is None else self._pacer.report()
 
     def propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
         """Draft for each row.
@@ -102,6 +123,9 @@ class BatchDrafting:
         if len(step.opened):
             self._slots[step.opened] = self.guard.open(NO_TOKENS, np.zeros(len(step.opened) + 1, np.int64))
         verified = self._ledger.settle(step.sequences, step.previous, length, new)
+        decoding = int(np.count_nonzero(new))
+        if self._pacing is not None:
+            self._pacing.stepped(decoding, decoding == rows and not len(step.opened), verified)
         if self.guard.feedback and len(verified.sequences):
             offsets = np.concatenate(([0], np.cumsum(1 + verified.drafted)))
             self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
@@ -111,10 +135,13 @@ class BatchDrafting:
         answer: list[list[int]] = [[] for _ in range(rows)]
         drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
         if len(drafting):
-            drafts = self.guard.draft(self._slots[sequences], room, self._vocabulary)
-            chosen, source, offsets = likeliest_chains(drafts)
-            self._ledger.note(sequences, source, offsets)
-            flat, ends = chosen.tolist(), offsets.tolist()
+            drafts = likeliest_chains(self.guard.draft(self._slots[sequences], room, self._vocabulary))
+            if self._pacing is not None:
+                proposed = len(drafts.tokens)
+                drafts = self._pacing.cut(drafts, sequences, decoding)
+                self.statistics.withheld += proposed - len(drafts.tokens)
+            self._ledger.note(sequences, drafts.source, drafts.offsets)
+            flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
             for j, row in enumerate(drafting.tolist()):
                 answer[row] = flat[ends[j] : ends[j + 1]]
 

@@ -15,6 +15,7 @@ from freedraft.integrations.vllm.metrics import MetricsFile, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
+from freedraft.plugins.pacing import pacer_for
 from freedraft.plugins.registry import drafter_from_config
 from freedraft.retrieval.errors import ConfigError, UnsupportedError
 from freedraft.retrieval.ragged import Int32
@@ -56,6 +57,11 @@ class Proposer:
         self.statistics = self._drafting.statistics
         self._metrics = _open_metrics(vllm_config)
         PeriodicLog(self.statistics, self.settings.log_interval)
+
+    @property
+    def pacing(self) -> dict[str, Any] | None:
+        """What pacing has decided so far and why, as `Pacer.report` tells; None where drafts are not paced."""
+        return None if self._drafting is None else self._drafting.pacing
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """There is no draft model; vLLM's CPU worker asks all the same."""
@@ -111,6 +117,7 @@ class Proposer:
             width=int(model.max_model_len),
             vocabulary=int(model.get_vocab_size()),
             settings=settings,
+            pacer=pacer_for(drafter, config.sections.get("pacing", {})),
         )
         if warm:
             started = perf_counter()

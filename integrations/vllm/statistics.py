@@ -33,6 +33,7 @@ class Statistics:
         accepted: int64 `(256,)`, of these accepted.
         seconds: spent in drafting.
         errors: failures, the drafter's and our own; each cost some drafts.
+        withheld: tokens that were drafted, and not verified, for pacing saw that it would not pay.
     """
 
     sequences: int = 0
@@ -45,6 +46,7 @@ class Statistics:
     accepted: Int64 = field(default_factory=lambda: np.zeros(SOURCES, np.int64))
     seconds: float = 0.0
     errors: int = 0
+    withheld: int = 0
 
     def copy(self) -> Statistics:
         """The same numbers, to compare with later."""
@@ -60,9 +62,11 @@ def describe(now: Statistics, before: Statistics) -> str:
     tokens_a_step = (now.tokens - before.tokens) / sequence_steps if sequence_steps else float("nan")
     acceptance = 100 * accepted / drafted if drafted else float("nan")
     microseconds = 1e6 * (now.seconds - before.seconds) / steps if steps else float("nan")
+    withheld = now.withheld - before.withheld
+    paced = f", Withheld: {withheld} tokens" if now.withheld else ""
     return (
         f"freedraft: Sequences: {now.sequences}, Tokens per step: {tokens_a_step:.2f}, "
-        f"Drafted: {drafted} tokens, Accepted: {accepted} tokens ({acceptance:.1f}%), "
+        f"Drafted: {drafted} tokens, Accepted: {accepted} tokens ({acceptance:.1f}%){paced}, "
         f"Drafting: {microseconds:.0f} us per engine step, Errors: {now.errors}"
     )
 
