@@ -138,6 +138,55 @@ def test_learned_positions() -> None:
         assert_same(which, name, max_new_tokens=28)
 
 
+def typed() -> Any:
+    """A model that takes token types."""
+    config = transformers.GPT2Config(
+        vocab_size=tiny.VOCABULARY, n_embd=64, n_layer=2, n_head=4, initializer_range=0.2, eos_token_id=None,
+        pad_token_id=PAD,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def by_output(rows: Sequence[Sequence[int]], branching: bool) -> drafters.Scripted:
+    """Drafts what follows the end of a text in one of `rows`; the prompt may be unknown, for it may be embedded."""
+
+    def following(text: list[int], budget: int) -> list[int]:
+        for begin in range(len(text)):
+            for row in rows:
+                if list(row[: len(text) - begin]) == text[begin:]:
+                    return list(row[len(text) - begin :][:budget])
+        return []
+
+    def grow(text: list[int], budget: int) -> list[tuple[int, int]]:
+        return [(9, -1), *((token, i if i else -1) for i, token in enumerate(following(text, 4)))][:budget]
+
+    if branching:
+        return drafters.Branching(grow)
+    return drafters.Scripted(lambda text, budget: following(text, budget)[: len(text) % 5])
+
+
+@pytest.mark.parametrize("branching", [False, True])
+@pytest.mark.parametrize("kind", ["token types", "embedded prompts", "prompts in chunks"])
+def test_unusual_inputs(kind: str, branching: bool) -> None:
+    which = typed() if kind == "token types" else model()
+    options: dict[str, Any] = {**batch(), "max_new_tokens": 30}
+    if kind == "token types":
+        options["token_type_ids"] = torch.tensor([[5] * 7 + [6 + row] * 5 for row in range(4)])
+    else:
+        options["eos_token_id"] = ends(which)
+    if kind == "embedded prompts":
+        options["inputs_embeds"] = which.get_input_embeddings()(options.pop("input_ids")).detach()
+    if kind == "prompts in chunks":
+        options["prefill_chunk_size"] = 5
+    expected = which.generate(**options)
+    written = expected[:, 0 if kind == "embedded prompts" else 12 :].tolist()
+    ours = Speculative(by_output(written, branching))
+    assert which.generate(**options, custom_generate=ours).tolist() == expected.tolist()
+    assert ours.statistics is not None
+    assert ours.statistics.accepted > 10
+
+
 def ends(which: Any) -> list[int]:
     """Tokens that end the four rows after different numbers of tokens."""
     endless = alone(which, max_new_tokens=40)

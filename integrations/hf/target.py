@@ -94,10 +94,9 @@ class Target:
         if self._slots is None:
             ids = texts[0].with_draft(drafts[0].tokens)
         else:
-            pending = [int(text.committed()[0, -1]) for text in texts]
-            padded = [[*draft.tokens, *[0] * (width - draft.width)] for draft in drafts]
-            block = [[first, *rest] for first, rest in zip(pending, padded, strict=True)]
-            ids = torch.tensor(block, device=texts[0].committed().device)
+            pending = torch.cat([text.committed()[:, -1:] for text in texts])
+            drafted = [[*draft.tokens, *[0] * (width - draft.width)] for draft in drafts]
+            ids = torch.cat([pending, torch.tensor(drafted, dtype=torch.long, device=pending.device)], dim=1)
         inputs = self._inputs(ids, width)
         if self._slots is not None or isinstance(drafts[0], Tree):
             self._arrange(inputs, drafts, width)
