@@ -121,13 +121,15 @@ def main() -> None:
         prompt = ask(tokenizer, question, chosen.longest)
         options = {"max_new_tokens": chosen.tokens, "do_sample": False}
         replies.append((kind, prompt, model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)))
-    rows = []
+    what = "tokens a forward pass, the one over the prompt included; greedy, float32, batch 1"
+    rows: list[dict[str, Any]] = []
     for name in chosen.only:
         rows.append({"drafter": name, **measure(model, replies, CONTENDERS[name])})
         print(rows[-1], flush=True)
+        # At once, for a run takes long enough to be ended early.
+        written = save("recycling", {"what": what, "replies": len(replies), "results": rows}, chosen.out)
     show("tokens a step (all forward passes counted)", rows, f"{len(replies)} replies of up to {chosen.tokens} tokens")
-    what = "tokens a forward pass, the one over the prompt included; greedy, float32, batch 1"
-    print("written to", save("recycling", {"what": what, "replies": len(replies), "results": rows}, chosen.out))
+    print("written to", written)
 
 
 if __name__ == "__main__":
