@@ -43,13 +43,14 @@ def measure(rows: int, context: int, steps: int, budget: int, scope: Any) -> dic
     )
     limits = np.full(rows, budget, np.int32)
     offsets = np.arange(rows + 1) * COMMITTED
-    taken: dict[str, list[float]] = {"commit": [], "draft": [], "pace": []}
+    taken: dict[str, list[float]] = {"commit": [], "floor": [], "draft": [], "pace": []}
     drafted = kept = 0
     for step in range(steps + 2):
         at = context + step * COMMITTED
         new = np.concatenate([text[start + at : start + at + COMMITTED] for start in starts])
         found: list[Drafts] = []
         times = {
+            "floor": timed(lambda: setattr(made, "floor", pacer.floor(rows, rows * budget))),
             "draft": timed(lambda found=found: found.append(made.draft(slots, limits))),
             "pace": timed(lambda found=found: found.append(pacer.cut(found[0], rows))),
             "commit": timed(lambda new=new: made.extend(slots, new, offsets)),

@@ -128,6 +128,8 @@ class Fusion:
             self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0
         )
         self._sequences = _no_sequences(settings.max_tokens)
+        self.floor = 0.0
+        """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """As `Drafter.open`; errors as `SuffixAutomata.open`."""
@@ -172,7 +174,7 @@ class Fusion:
         arrays = self.automata.arrays
         status = draft_batch(
             arrays.words, arrays.sequences, self._sequences, self.responses.slots, self.mixer, SOURCES, slots, budget,
-            longest, self.settings.min_probability, tokens, parents, probability, source, offsets,
+            longest, max(self.settings.min_probability, self.floor), tokens, parents, probability, source, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")

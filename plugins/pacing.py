@@ -202,6 +202,7 @@ class Pacer:
         self._since_plain = self._since_verified = 0
         self._exploring = self._verifying = False
         self._tokens = self._time = 1.0
+        self._left_out = 0.0
         self._lock = threading.Lock()
 
     def cut(self, drafts: Drafts, sequences: int) -> Drafts:
@@ -217,6 +218,7 @@ class Pacer:
         self._exploring = False
         if total == 0:
             self._since_plain = 0
+            self._since_verified += 1
             self._expect(1.0, 1.0)
             return drafts
         self.steps += 1
@@ -235,6 +237,7 @@ class Pacer:
         self._exploring, self._verifying = verify != pays, verify
         self.explored += self._exploring
         if not verify:
+            self._left_out = 0.0
             self._since_plain = 0
             self._since_verified += 1
             self._expect(1.0, 1.0)
@@ -243,11 +246,13 @@ class Pacer:
         self._since_verified = 0
         self.verified += 1
         self.kept += keep
+        self._left_out = 0.0
         if keep < total:
             drafts = Drafts(
                 *keep_likeliest(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, keep)
             )
             probability = drafts.probability
+            self._left_out = float(probability.min())
         time = self.step_time.shape_at(sequences + keep) / self.step_time.shape_at(sequences)
         self._expect(1.0 + float(probability.sum()) / sequences, time)
         return drafts
@@ -261,6 +266,22 @@ class Pacer:
         """Take in a step: tokens a sequence, and time as a multiple of a plain step's."""
         self._tokens = self.GAIN_MEMORY * self._tokens + tokens
         self._time = self.GAIN_MEMORY * self._time + time
+
+    def floor(self, sequences: int, most: int) -> float:
+        """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
+
+        It is half of what the last cut left out, or the price of a token where T rises least, from `sequences` to
+        `most` tokens on. 0 where anything may be tried, in particular when it is time to.
+        """
+        with self._lock:
+            if self._since_verified >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
+                return 0.0
+            low, high = np.searchsorted(GRID, [sequences, sequences + most])
+            low, high = max(0, int(low) - 1), min(int(high) + 1, len(GRID))
+            shape = self.step_time.shape
+            least = float((np.diff(shape[low:high]) / np.diff(GRID[low:high])).min(initial=np.inf))
+            price = max(self.gain, 1.0) * sequences * least / self.step_time.shape_at(sequences)
+            return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
     def record(self, tokens: int, seconds: float) -> None:
         """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""

@@ -99,6 +99,18 @@ def test_a_run_is_drafted_on():
     assert drafts.tokens.tolist() == [7] * 8
 
 
+def test_a_floor_ends_drafts_early_and_changes_nothing_else():
+    text = [4, 5, 6, 7, 4, 5, 6, 8, 4, 5, 6, 7, 4]
+    made = fusion()
+    slots = made.open(*ragged([text]))
+    whole = made.draft(slots, budgets(1))
+    made.floor = 0.3
+    cut = made.draft(slots, budgets(1))
+    kept = int((whole.probability >= 0.3).sum())
+    assert 0 < kept < len(whole.tokens)
+    assert cut.tokens.tolist() == whole.tokens[:kept].tolist()
+
+
 def test_the_separator_is_never_drafted():
     made = fusion()
     for _ in range(3):

@@ -195,6 +195,53 @@ class TestCut:
         assert pacer.steps == 0
 
 
+class TestFloor:
+    @given(rows_of_chances, st.floats(0, 0.6), st.floats(1, 3))
+    @settings(max_examples=100)
+    def test_what_lies_below_is_never_kept(self, rows, slope, gain):
+        drafts = chains(rows)
+        pacer = taught(slope)
+        pacer._tokens = gain
+        least = pacer.floor(len(rows), 24)
+        cut = pacer.cut(drafts, len(rows))
+        assert 0 <= least <= 1
+        if len(cut.tokens):
+            assert cut.probability.min() >= least - 1e-3
+
+    def test_is_the_price_of_a_token(self):
+        pacer = Pacer()
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.2 * (n - 1))
+        assert pacer.floor(1, 24) == pytest.approx(0.2)
+        pacer.step_time = StepTime.known(lambda n: max(1.0, n / 64))
+        assert pacer.floor(1, 24) == 0  # free up to 64 tokens
+        assert pacer.floor(128, 512) == pytest.approx(1.0)
+
+    def test_follows_the_last_cut(self):
+        pacer = Pacer()
+        pacer.step_time = StepTime.known(lambda n: max(1.0, 1 + 0.5 * (n - 3)))
+        drafts = chains([falling([0.8] * 6)])
+        assert pacer.floor(1, 8) == 0
+        cut = pacer.cut(drafts, 1)
+        assert len(cut.tokens) == 3
+        assert pacer.floor(1, 8) == pytest.approx(cut.probability.min() / 2)
+        # What is left of a draft is all kept: the next may be whole again.
+        assert len(pacer.cut(chains([[0.8]]), 1).tokens) == 1
+        assert pacer.floor(1, 8) == 0
+
+    def test_is_lifted_when_it_is_time_to_try(self):
+        pacer = Pacer(PacingSettings(explore=10))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.9 * (n - 1))
+        for _ in range(10):
+            assert pacer.floor(1, 8) > 0.8
+            pacer.cut(Drafts.empty(1), 1)
+        assert pacer.floor(1, 8) == 0
+        assert len(pacer.cut(chains([[0.5]]), 1).tokens) == 1
+        assert pacer.floor(1, 8) > 0.8
+
+    def test_nothing_is_held_back_before_anything_was_measured(self):
+        assert Pacer().floor(4, 100) == 0
+
+
 class TestDecisions:
     def test_plain_steps_come_first(self):
         pacer = Pacer()

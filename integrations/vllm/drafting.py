@@ -135,6 +135,8 @@ class BatchDrafting:
         answer: list[list[int]] = [[] for _ in range(rows)]
         drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
         if len(drafting):
+            if self._pacing is not None:
+                self._pacing.floor(self.guard.drafter, decoding, int(room.sum()))
             drafts = likeliest_chains(self.guard.draft(self._slots[sequences], room, self._vocabulary))
             if self._pacing is not None:
                 proposed = len(drafts.tokens)

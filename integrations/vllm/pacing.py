@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from freedraft.integrations.vllm.ledger import Verified
-from freedraft.plugins.base import Drafts
+from freedraft.plugins.base import Drafter, Drafts
 from freedraft.plugins.pacing import Pacer, compile_kernels
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int64
@@ -44,6 +44,11 @@ class StepPacing:
         if len(verified.sequences):
             probability, offsets = _noted(self._probability, verified.sequences, verified.drafted)
             self.pacer.judge(probability, offsets, verified.accepted.astype(np.int64))
+
+    def floor(self, drafter: Drafter, decoding: int, most: int) -> None:
+        """Tell a drafter that wants to know below which probability a token is not worth drafting."""
+        if hasattr(drafter, "floor"):
+            drafter.floor = self.pacer.floor(decoding, most)
 
     def cut(self, drafts: Drafts, sequences: Int64, decoding: int) -> Drafts:
         """What pays of the drafts, one chain for each of `sequences`, in a batch of `decoding` rows."""
