@@ -28,8 +28,8 @@ MOST_ROWS = 65535  # of a grid's second axis
 
 
 def launchable(function: Callable[..., None]) -> Any:
-    """Compile a kernel for the device at its first launch."""
-    return cuda.jit(function)
+    """Compile a kernel for the device at its first launch, and keep the result on disk."""
+    return cuda.jit(cache=True)(function)
 
 
 def on_device(function: F) -> F:
