@@ -1,6 +1,7 @@
 """Cost of an engine step of fusion for a batch with long contexts, on one thread: commit, draft, and cut to what pays.
 
-Each row commits 2 tokens and is drafted for, as in `bench/drafting.py`. Texts: the Python standard library's sources.
+Each row commits 2 tokens and is drafted for, as in `bench/drafting.py`. Times are the thread's CPU time, which other
+programs on the machine disturb less. Texts: the Python standard library's sources.
 
     python bench/fusion.py [--rows 256] [--context 32768] [--steps 40] [--out FOLDER]
 """
@@ -9,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import numpy as np
-from harness import median, save, show, timed
+from harness import median, save, show
 from texts import library_tokens
 
 from freedraft.plugins.base import Drafts
@@ -23,6 +26,13 @@ from freedraft.plugins.fusion import Fusion, FusionSettings
 from freedraft.plugins.pacing import Pacer, StepTime
 
 COMMITTED = 2
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """CPU seconds of this thread that one call takes."""
+    started = thread_time()
+    call()
+    return thread_time() - started
 
 
 def measure(rows: int, context: int, steps: int, budget: int, scope: Any) -> dict[str, Any]:
