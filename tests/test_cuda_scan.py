@@ -153,6 +153,17 @@ if SIMULATED:
         texts = [[1, 2, 3, 1, 2, 4, 1, 2, 3, 3, 1, 2], [5] * 20, list(range(20))]
         assert_equal(scan_batches.batch(texts, 24), 4, Rules(), call)
 
+    def test_more_blocks_than_threads_that_merge_them():
+        """The only places are in the second and third round of the merge."""
+
+        def call(*arguments):
+            on_gpu(*arguments, chunk=1, threads=4)
+
+        second = [*range(10, 50), 1, 2, 3, *range(100, 130), 1, 2]
+        third = [*range(10, 80), 1, 2, 4, *range(100, 105), 1, 2]
+        batch = scan_batches.batch([second, third], 84)
+        assert drafted(batch, 2, Rules(), call)[0].tolist() == [[3, 100], [4, 100]]
+
     def test_a_workspace_serves_every_step():
         """Rows change owner, grow and shrink between steps; what an earlier step left behind is not seen."""
         from freedraft.retrieval.cuda.on_gpu import DeviceScan

@@ -309,6 +309,29 @@ else:
         runner.commit("a", 9, 1)
         assert runner.propose(["a"]).tolist() == [runner.expected("a")]
 
+    def test_simulated_tensors_and_streams_of_a_gpu_are_handed_to_numba(monkeypatch):
+        """With stand-ins for the tensor, torch's stream and Numba's driver: who is asked for what."""
+        from freedraft.integrations.vllm.gpu import arrays
+
+        asked = []
+        driver = SimpleNamespace(
+            as_cuda_array=lambda tensor, sync: ("array", tensor, sync),
+            external_stream=lambda pointer: asked.append(pointer) or ("stream", pointer),
+            select_device=asked.append,
+        )
+        monkeypatch.setattr(arrays, "cuda", driver)
+        device = SimpleNamespace(type="cuda", index=3)
+        tensor = SimpleNamespace(device=device)
+        assert arrays.as_array(tensor) == ("array", tensor, False)
+        streams = arrays.Streams(device)
+        current = SimpleNamespace(cuda_stream=0)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda given: current if given is device else None)
+        assert streams.current() == 0
+        current.cuda_stream = 77
+        assert streams.current() == streams.current() == ("stream", 77)
+        arrays.select_device(device)
+        assert asked == [77, 3]
+
     def test_simulated_settings_reach_the_kernels(vllm_classes, states):
         section = {"shortest_match": 2, "longest_match": 3, "least_probability": 0.5}
         speculator = vllm_classes.make({"freedraft": {"gpu": section}}, states)
