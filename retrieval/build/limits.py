@@ -8,7 +8,7 @@ from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.construct import BUILD_BYTES_A_TOKEN
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-MAIN_BYTES = 384 << 20
+MAIN_BYTES = 512 << 20
 """What this process takes with the tokenizer and the libraries loaded, and the texts in its hands."""
 WORKER_BYTES = 256 << 20
 """What a worker process takes before it begins."""
