@@ -444,3 +444,16 @@ def test_the_plug_in_registers_once_and_never_raises(
     with caplog.at_level(logging.WARNING, "freedraft"):
         plugin.register()
     assert "no metrics on /metrics" in caplog.text
+
+
+def test_a_step_without_any_draft_can_be_sampled_with_top_k() -> None:
+    """vLLM's own function fails on it (0.32, CPU); `integrations.vllm.workarounds` says why that matters."""
+    import torch
+    from vllm.v1.sample import rejection_sampler
+
+    Proposer(vllm_config())
+    Proposer(vllm_config())
+    k = torch.tensor([2])
+    assert rejection_sampler.apply_top_k_top_p(torch.empty(0, 9), k[:0], None).shape == (0, 9)
+    filtered = rejection_sampler.apply_top_k_top_p(torch.arange(9.0)[None], k, None)
+    assert filtered.isfinite().sum() == 2
