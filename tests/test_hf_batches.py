@@ -102,8 +102,9 @@ def assert_same(which: Any, name: str, **options: Any) -> Speculative:
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("architecture", "attention"), [*((each, "sdpa") for each in MODELS), ("Llama", "eager"), ("Gemma2", "eager")]
+)
 def test_greedy_is_identical_to_each_row_alone(name: str, architecture: str, attention: str) -> None:
     ours = assert_same(model(architecture, attention), name, max_new_tokens=40)
     assert ours.statistics is not None
