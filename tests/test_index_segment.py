@@ -43,7 +43,7 @@ def assert_same(segment, rows, text, min_count=1):
         so_far = text[:n]
         if n:
             segment.advance(cursors, slots, *ragged([[text[n - 1]]]))
-        got = segment.contexts(cursors, slots, depth=40)
+        got = segment.contexts(cursors, slots, depth=len(text) + 1)
         lengths = [length for length in got.length[0].tolist() if length > 0]
         longest = naive.index_match(rows, so_far, min_count)
         assert (lengths[0] if lengths else 0) == longest

@@ -185,8 +185,8 @@ def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain
         enable_chunked_prefill=True,
         max_num_batched_tokens=128,
         long_prefill_token_threshold=64,
-        block_size=16,
-        num_gpu_blocks_override=2 * WIDTH // 16,
+        block_size=32,
+        num_gpu_blocks_override=2 * WIDTH // 32,
     ) as llm:
         before = statistics()
         same(llm, PROMPTS, greedy(), plain["chat"])

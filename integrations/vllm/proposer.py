@@ -14,7 +14,7 @@ from freedraft.integrations.vllm.drafting import BatchDrafting
 from freedraft.integrations.vllm.metrics import MetricsFile, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
-from freedraft.integrations.vllm.workarounds import sample_empty_batches
+from freedraft.integrations.vllm.workarounds import mend_sampling_on_cpu
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
 from freedraft.plugins.pacing import pacer_for
 from freedraft.plugins.registry import drafter_from_config
@@ -44,7 +44,7 @@ class Proposer:
         """
         _log_like_vllm()
         _refuse_recurrent(vllm_config.model_config)
-        sample_empty_batches()
+        mend_sampling_on_cpu()
         self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
         self._idle = _tensor_parallel_rank() != 0
         self.statistics = Statistics()

@@ -59,7 +59,8 @@ def compact_suffix_automaton(text: Int32, min_count: int = 1) -> tuple[Int32, In
         min_count: keep a continuation only where context and continuation together occur this often.
 
     Returns:
-        nodes int32 `(nodes, NODE_FIELDS)`, the root first, and edges int32 `(edges, EDGE_FIELDS)`: docs/index-format.md.
+        nodes int32 `(nodes, NODE_FIELDS)`, the root first, and edges int32 `(edges, EDGE_FIELDS)`; their spec is
+        docs/index-format.md.
         Same text, same bytes.
     """
     n = len(text)

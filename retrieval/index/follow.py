@@ -272,7 +272,7 @@ def contexts_batch(
 def find_batch(automaton: Automaton, text: Int32, cursor: Int32) -> bool:
     """Walk from the root along all of `text`; leave the cursor there, unsettled. False if it does not occur."""
     to_root(cursor)
-    for token in text:
+    for token in text:  # noqa: SIM110 - Numba knows no generator here
         if step_down(automaton, cursor, token) != FINE:
             return False
     return True

@@ -11,7 +11,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freedraft.retrieval.index.errors import (
     ByteOrderError,
@@ -126,8 +125,8 @@ class Header:
         return head + table + digest(head + table)
 
 
-def digest(content: bytes | memoryview | NDArray[Any]) -> bytes:
-    """BLAKE2b-128."""
+def digest(content: Any) -> bytes:
+    """BLAKE2b-128 of anything that has a buffer."""
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 

@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ class Segment:
         """The names of all documents."""
         blob = self._names.tobytes()
         bounds = self._name_offsets.tolist()
-        return [blob[a:b].decode("utf-8", "replace") for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [blob[a:b].decode("utf-8", "replace") for a, b in pairwise(bounds)]
 
     def documents(self) -> Documents:
         """All documents, copied out of the mapping.
@@ -208,7 +209,7 @@ def segment_bytes(documents: Documents, min_count: int = 1) -> list[NDArray[np.u
     names = [name.encode("utf-8", "replace") for name in documents.names]
     name_offsets = np.zeros(len(names) + 1, np.int64)
     np.cumsum([len(name) for name in names], out=name_offsets[1:])
-    arrays = {
+    arrays: dict[Section, NDArray[Any]] = {
         Section.TEXT: text,
         Section.NODES: nodes,
         Section.EDGES: edges,

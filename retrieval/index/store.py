@@ -1,0 +1,269 @@
+"""An index as a folder: opened for reading, and written by one process at a time so that it is always whole.
+
+A segment's file never changes. What an index consists of is said by its manifest alone, which is replaced in one step
+when everything that it names is on disk. A file that no manifest names is of a writer that was killed: the next one
+removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from freedraft.retrieval.index.documents import Documents, concatenate
+from freedraft.retrieval.index.errors import ManifestError, NotFoundError
+from freedraft.retrieval.index.format import HEADER_BYTES, digest
+from freedraft.retrieval.index.lock import LOCK, WriterLock
+from freedraft.retrieval.index.manifest import MANIFEST, SEGMENT_NAME, Manifest, SegmentEntry, read_manifest
+from freedraft.retrieval.index.segment import Segment, segment_bytes
+
+UNFINISHED = MANIFEST + ".new"
+MOST_SEGMENTS = 8
+MERGED_AT_ONCE = 6
+MAX_TOKENS = 2**30
+OPENING_TRIES = 5
+
+
+class CorpusIndex:
+    """An index, opened for reading: in milliseconds, whatever its size.
+
+    It goes on answering as it was opened when a writer changes it; open it again to see the change.
+
+    Attributes:
+        manifest: what it consists of.
+        segments: in the manifest's order.
+
+    Raises:
+        NotFoundError: no index in the folder.
+        CorpusIndexError: the manifest or a segment is damaged, see `read_manifest` and `Segment`.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        for attempt in range(OPENING_TRIES):
+            self.manifest = read_manifest(folder)
+            try:
+                self.segments = [_open_segment(self.folder, entry) for entry in self.manifest.segments]
+            except NotFoundError as error:
+                # A writer may have put a new manifest in place, and removed old segments, since we read it.
+                if attempt + 1 < OPENING_TRIES and read_manifest(folder) != self.manifest:
+                    continue
+                raise ManifestError(f"{self.folder / MANIFEST}: names a segment that is not there: {error}") from error
+            return
+
+    def verify(self) -> None:
+        """Check all checksums and the whole structure of every segment; reads all of it.
+
+        Raises:
+            ChecksumError, DamagedError: the first thing wrong.
+        """
+        for segment in self.segments:
+            segment.verify()
+
+
+class IndexWriter:
+    """The one process that may change the index in `folder`; a context manager.
+
+        with IndexWriter(folder) as writer:
+            entry = write_segment(writer.new_segment_path(), documents)
+            writer.commit(manifest)
+
+    What is not committed when it ends, by an exception or a kill, was never there.
+
+    Args:
+        folder: of the index.
+        create: make the folder if it is not there; there need not be an index in it.
+
+    Raises:
+        NotFoundError: no index there, without `create`.
+        LockedError: another process writes it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], create: bool = False) -> None:
+        self.folder = Path(folder)
+        self._create = create
+        self._made_folder = False
+
+    def __enter__(self) -> IndexWriter:
+        if self._create:
+            self._made_folder = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif not (self.folder / MANIFEST).is_file():
+            raise NotFoundError(f"{self.folder}: no index there (it would have a {MANIFEST})")
+        self._lock = WriterLock(self.folder)
+        self._remove_strays()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._remove_strays()
+        self._lock.release()
+        if self._made_folder and not (self.folder / MANIFEST).exists():
+            # Nothing came of it.
+            (self.folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
+
+    def new_segment_path(self) -> Path:
+        """A new name for a segment's file, in the folder; any process may write it."""
+        return self.folder / f"{secrets.token_hex(8)}.segment"
+
+    def commit(self, manifest: Manifest) -> None:
+        """Make the index what `manifest` says, in one step; its segments' files are complete and on disk.
+
+        Raises:
+            ManifestError: a segment's file is not what the manifest says.
+        """
+        for entry in manifest.segments:
+            _open_segment(self.folder, entry)
+        path = self.folder / UNFINISHED
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(manifest.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        # The segments' names must be on disk before a manifest that has them, and that before old files go.
+        _fsync_folder(self.folder)
+        path.replace(self.folder / MANIFEST)
+        _fsync_folder(self.folder)
+        self._remove_strays()
+
+    def _remove_strays(self) -> None:
+        try:
+            named = {entry.file for entry in read_manifest(self.folder).segments}
+        except NotFoundError:
+            named = set()
+        except ManifestError:
+            # Nobody knows what is a stray; `build --replace` will.
+            return
+        for path in self.folder.iterdir():
+            if path.name == UNFINISHED or (SEGMENT_NAME.fullmatch(path.name) and path.name not in named):
+                path.unlink(missing_ok=True)
+
+
+def write_segment(path: str | os.PathLike[str], documents: Documents, min_count: int = 1) -> SegmentEntry:
+    """Build a segment of `documents` and write its file, to disk; return its entry for the manifest.
+
+    Raises:
+        MissingPackageError, SectionError: see `segment_bytes`.
+    """
+    pieces = segment_bytes(documents, min_count)
+    with open(path, "wb") as file:
+        for piece in pieces:
+            file.write(piece.data)
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    return SegmentEntry(Path(path).name, size, len(documents), len(documents.tokens), digest(pieces[0]).hex())
+
+
+def delete_documents(folder: str | os.PathLike[str], names: Collection[str]) -> int:
+    """Delete the documents of these names; return how many there were.
+
+    The segments that hold them are written anew without them, so that they are gone from answers and from disk at
+    once; costs the building of those segments.
+
+    Raises:
+        NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
+    """
+    wanted = set(names)
+    deleted = 0
+    with IndexWriter(folder) as writer:
+        index = CorpusIndex(folder)
+        manifest = index.manifest
+        entries: list[SegmentEntry] = []
+        for segment, entry in zip(index.segments, manifest.segments, strict=True):
+            dropped = np.array([name in wanted for name in segment.names()], np.bool_)
+            if not dropped.any():
+                entries.append(entry)
+                continue
+            deleted += int(dropped.sum())
+            if not dropped.all():
+                kept = segment.documents().without(dropped)
+                entries.append(write_segment(writer.new_segment_path(), kept, manifest.min_count))
+        if deleted:
+            writer.commit(replace(manifest, segments=tuple(entries)))
+    return deleted
+
+
+def merge_segments(folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS) -> None:
+    """Merge all segments into as few as possible, of at most `max_tokens` tokens each where they are not larger now.
+
+    Raises:
+        NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
+    """
+    _merge(folder, lambda entries: entries, max_tokens)
+
+
+def compact(folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS) -> None:
+    """Merge the smallest segments: what an index needs now and then when documents are appended often.
+
+    Only the `MERGED_AT_ONCE` smallest are merged, so that a token is rewritten O(log) times as an index grows.
+
+    Raises:
+        NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
+    """
+    _merge(folder, lambda entries: sorted(entries, key=lambda entry: entry.tokens)[:MERGED_AT_ONCE], max_tokens)
+
+
+def needs_merge(manifest: Manifest) -> bool:
+    """Whether there are so many segments that following a text through all of them costs too much."""
+    return len(manifest.segments) > MOST_SEGMENTS
+
+
+def _merge(
+    folder: str | os.PathLike[str],
+    choose: Callable[[Sequence[SegmentEntry]], Sequence[SegmentEntry]],
+    max_tokens: int,
+) -> None:
+    with IndexWriter(folder) as writer:
+        index = CorpusIndex(folder)
+        manifest = index.manifest
+        segments = dict(zip((entry.file for entry in manifest.segments), index.segments, strict=True))
+        chosen = set(choose(manifest.segments))
+        entries: list[SegmentEntry] = []
+        group: list[SegmentEntry] = []
+
+        def flush() -> None:
+            if len(group) > 1:
+                documents = concatenate([segments[entry.file].documents() for entry in group])
+                entries.append(write_segment(writer.new_segment_path(), documents, manifest.min_count))
+            else:
+                entries.extend(group)
+            group.clear()
+
+        for entry in manifest.segments:
+            if entry not in chosen:
+                entries.append(entry)
+                continue
+            if group and sum(one.tokens for one in group) + entry.tokens > max_tokens:
+                flush()
+            group.append(entry)
+        flush()
+        if len(entries) != len(manifest.segments):
+            writer.commit(replace(manifest, segments=tuple(entries)))
+
+
+def _open_segment(folder: Path, entry: SegmentEntry) -> Segment:
+    segment = Segment(folder / entry.file)
+    with open(folder / entry.file, "rb") as file:
+        header = digest(file.read(HEADER_BYTES)).hex()
+    found = SegmentEntry(entry.file, segment.header.file_size, len(segment), segment.tokens, header)
+    if found != entry:
+        raise ManifestError(f"{folder / MANIFEST}: says {entry}, the file is {found}")
+    return segment
+
+
+def _fsync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

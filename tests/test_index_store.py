@@ -1,0 +1,342 @@
+"""An index as a folder: whole at every moment, one writer at a time, and nothing believed that a manifest says."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import naive
+import numpy as np
+import pytest
+
+from freedraft.retrieval.index.documents import Documents
+from freedraft.retrieval.index.errors import (
+    ChecksumError,
+    LockedError,
+    ManifestError,
+    NotFoundError,
+    SourceError,
+    VersionError,
+)
+from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
+from freedraft.retrieval.index.manifest import MANIFEST, Manifest, TokenizerEntry, read_manifest
+from freedraft.retrieval.index.store import (
+    MERGED_AT_ONCE,
+    MOST_SEGMENTS,
+    CorpusIndex,
+    IndexWriter,
+    compact,
+    delete_documents,
+    merge_segments,
+    needs_merge,
+    write_segment,
+)
+from freedraft.retrieval.query import Follower
+
+TOKENIZER = TokenizerEntry("letters", "00" * 16, 100)
+
+
+def documents_of(rows, first=0):
+    return Documents.of((f"document {first + i}", np.array(row, np.int32)) for i, row in enumerate(rows))
+
+
+def create(folder, rows, min_count=1):
+    with IndexWriter(folder, create=True) as writer:
+        entry = write_segment(writer.new_segment_path(), documents_of(rows), min_count)
+        writer.commit(Manifest(TOKENIZER, min_count, segments=(entry,)))
+
+
+def append(folder, rows, first):
+    with IndexWriter(folder) as writer:
+        manifest = read_manifest(folder)
+        entry = write_segment(writer.new_segment_path(), documents_of(rows, first), manifest.min_count)
+        writer.commit(replace(manifest, segments=(*manifest.segments, entry)))
+
+
+def files_in(folder):
+    return {path.name for path in folder.iterdir() if path.name != ".lock"}
+
+
+def named_in(folder):
+    return {MANIFEST, *(entry.file for entry in read_manifest(folder).segments)}
+
+
+def assert_answers(folder, rows):
+    """The index knows exactly `rows`: for every suffix of some texts, what follows and how often."""
+    index = CorpusIndex(folder)
+    index.verify()
+    source = random.Random(1)
+    for _ in range(30):
+        text = [source.randrange(5) for _ in range(source.randrange(8))]
+        follower = Follower(index.segments)
+        follower.advance(np.array(text, np.int32))
+        known = follower.continuation()
+        length = naive.index_match(rows, text)
+        assert known.length == length
+        if length:
+            context = text[len(text) - length :]
+            assert dict(known.tokens) == naive.index_continuations(rows, context)
+            assert known.count == naive.index_count(rows, context)
+
+
+def some_rows(seed, number=6):
+    source = random.Random(seed)
+    return [[source.randrange(5) for _ in range(source.randrange(30))] for _ in range(number)]
+
+
+def test_equals_naive_through_append_delete_and_merge(tmp_path):
+    folder = tmp_path / "index"
+    rows = dict(enumerate(some_rows(0)))
+    create(folder, list(rows.values()))
+    for step in range(1, 4):
+        added = some_rows(step, 3)
+        append(folder, added, len(rows))
+        rows.update(enumerate(added, len(rows)))
+        assert_answers(folder, list(rows.values()))
+    gone = [1, 7, 8]
+    assert delete_documents(folder, [f"document {i}" for i in gone] + ["no such"]) == 3
+    for i in gone:
+        del rows[i]
+    assert_answers(folder, list(rows.values()))
+    assert len(read_manifest(folder).segments) == 4
+    merge_segments(folder)
+    assert len(read_manifest(folder).segments) == 1
+    assert_answers(folder, list(rows.values()))
+    assert files_in(folder) == named_in(folder)
+    assert delete_documents(folder, [f"document {i}" for i in rows]) == len(rows)
+    assert_answers(folder, [])
+    assert files_in(folder) == {MANIFEST}
+
+
+def test_a_deleted_document_is_gone_from_disk_at_once(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3], [77777777, 88888888, 77777777], [1, 2, 4]])
+    secret = np.array([77777777, 88888888], "<i4").tobytes()
+    assert any(secret in path.read_bytes() for path in folder.iterdir())
+    delete_documents(folder, ["document 1"])
+    assert not any(secret in path.read_bytes() for path in folder.iterdir())
+
+
+def test_an_open_index_goes_on_answering_as_it_was(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    opened = CorpusIndex(folder)
+    delete_documents(folder, ["document 0"])
+    opened.verify()
+    follower = Follower(opened.segments)
+    follower.advance(np.array([1, 2], np.int32))
+    assert follower.continuation().tokens == [(3, 1)]
+
+
+def test_small_segments_are_compacted_and_large_ones_left(tmp_path):
+    folder = tmp_path / "index"
+    large = [[7] * 500]
+    create(folder, large)
+    for i in range(MOST_SEGMENTS):
+        append(folder, [[1, 2, i]], 1 + i)
+    assert needs_merge(read_manifest(folder))
+    before = read_manifest(folder).segments[0]
+    compact(folder)
+    after = read_manifest(folder)
+    assert before in after.segments
+    assert len(after.segments) == 1 + MOST_SEGMENTS - MERGED_AT_ONCE + 1
+    assert_answers(folder, large + [[1, 2, i] for i in range(MOST_SEGMENTS)])
+    merge_segments(folder, max_tokens=100)
+    assert before in read_manifest(folder).segments
+    assert len(read_manifest(folder).segments) == 2
+
+
+class TestOneWriter:
+    def test_the_second_is_told_who_the_first_is(self, tmp_path):
+        create(tmp_path / "index", [[1]])
+        with IndexWriter(tmp_path / "index"), pytest.raises(LockedError, match=r"process \d+ on .* since 20"):
+            IndexWriter(tmp_path / "index").__enter__()
+        with IndexWriter(tmp_path / "index"):
+            pass
+
+    def test_reading_needs_no_lock(self, tmp_path):
+        create(tmp_path / "index", [[1, 2]])
+        with IndexWriter(tmp_path / "index"):
+            CorpusIndex(tmp_path / "index").verify()
+
+    def test_what_is_not_committed_was_never_there(self, tmp_path):
+        folder = tmp_path / "index"
+        create(folder, [[1, 2]])
+        before = files_in(folder)
+        for where, create_it in ((folder, False), (tmp_path / "new", True)):
+            with suppress(KeyError), IndexWriter(where, create=create_it) as writer:
+                write_segment(writer.new_segment_path(), documents_of([[3]]))
+                raise KeyError
+        assert files_in(folder) == before
+        assert not (tmp_path / "new").exists()
+
+    def test_others_files_are_left_alone(self, tmp_path):
+        folder = tmp_path / "index"
+        create(folder, [[1, 2]])
+        (folder / "notes.txt").write_text("mine")
+        (folder / "mine.segment").write_text("mine")
+        append(folder, [[1]], 1)
+        assert {"notes.txt", "mine.segment"} <= files_in(folder)
+
+    def test_there_must_be_an_index(self, tmp_path):
+        for call in (IndexWriter(tmp_path).__enter__, lambda: CorpusIndex(tmp_path), lambda: merge_segments(tmp_path)):
+            with pytest.raises(NotFoundError, match="no index there"):
+                call()
+
+
+VICTIM = textwrap.dedent(
+    """
+    import sys
+    import numpy as np
+    from dataclasses import replace
+    from freedraft.retrieval.index.documents import Documents
+    from freedraft.retrieval.index.manifest import read_manifest
+    from freedraft.retrieval.index.segment import segment_bytes
+    from freedraft.retrieval.index.store import IndexWriter, delete_documents, merge_segments, write_segment
+
+    folder = sys.argv[1]
+    # Load the kernels first.
+    segment_bytes(Documents(np.arange(9, dtype=np.int32), np.array([0, 9]), ["x"]))
+    print("ready", flush=True)
+    number = 0
+    while True:
+        with IndexWriter(folder) as writer:
+            manifest = read_manifest(folder)
+            number += 1
+            rows = np.arange(3000, dtype=np.int32) % 7
+            documents = Documents(rows, np.array([0, 3000]), [f"added {number}"])
+            entry = write_segment(writer.new_segment_path(), documents)
+            writer.commit(replace(manifest, segments=(*manifest.segments, entry)))
+        if number % 3 == 0:
+            merge_segments(folder)
+        if number % 4 == 0:
+            delete_documents(folder, [f"added {number}"])
+    """
+)
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_index(tmp_path):
+    """Append, merge and delete in a loop, killed again and again; the next writer leaves nothing lying about."""
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3, 1, 2, 4]])
+    source = random.Random(4)
+    changed = set()
+    for _ in range(12):
+        victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(folder)], stdout=subprocess.PIPE)
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"ready\n"
+        # Not a wait for anything: the moment is what varies.
+        time.sleep(source.uniform(0.0, 0.4))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        victim.stdout.close()
+        index = CorpusIndex(folder)
+        index.verify()
+        names = [name for segment in index.segments for name in segment.names()]
+        assert "document 0" in names
+        changed.add(len(names))
+        with IndexWriter(folder):
+            assert files_in(folder) == named_in(folder)
+    assert len(changed) > 1
+
+
+def damaged(folder, change):
+    values = json.loads((folder / MANIFEST).read_text())
+    change(values)
+    (folder / MANIFEST).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda m: m.update(format="x"), ManifestError, "not the manifest"),
+        (lambda m: m.update(version=2), VersionError, "update"),
+        (lambda m: m.update(version="1"), ManifestError, "version"),
+        (lambda m: m.pop("tokenizer"), ManifestError, "tokenizer is missing"),
+        (lambda m: m["tokenizer"].update(fingerprint=3), ManifestError, "fingerprint: expected str"),
+        (lambda m: m.update(segments={}), ManifestError, "segments: expected list"),
+        (lambda m: m.update(segments=[1]), ManifestError, "expected a list of objects"),
+        (lambda m: m.update(sources=[1]), ManifestError, "list of strings"),
+        (lambda m: m.update(min_count=0), ManifestError, "at least 1"),
+        (lambda m: m.update(min_count=True), ManifestError, "expected int"),
+        (lambda m: m.update(dedup="no"), ManifestError, "expected bool"),
+        (lambda m: m["segments"].append(m["segments"][0]), ManifestError, "named twice"),
+        (lambda m: m["segments"][0].update(file="../x.segment"), ManifestError, "hexadecimal"),
+        (lambda m: m["segments"][0].update(file="/etc/passwd"), ManifestError, "hexadecimal"),
+        (lambda m: m["segments"][0].update(file="0" * 16 + ".segment\n"), ManifestError, "hexadecimal"),
+        (lambda m: m["segments"][0].update(file="0" * 16 + ".segment"), ManifestError, "not there"),
+        (lambda m: m["segments"][0].update(tokens=-1), ManifestError, "0 or more"),
+        (lambda m: m["segments"][0].update(tokens=99), ManifestError, "the file is"),
+        (lambda m: m["segments"][0].update(digest="00"), ManifestError, "the file is"),
+    ],
+)
+def test_malformed_manifests(tmp_path, change, error, words):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    damaged(folder, change)
+    with pytest.raises(error, match=words):
+        CorpusIndex(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_manifests_that_are_none(tmp_path, content):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(ManifestError):
+        CorpusIndex(folder)
+    # What may be lost is left where it is.
+    with IndexWriter(folder):
+        assert len(files_in(folder)) == 2
+
+
+def test_a_changed_segment_is_found(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    path = folder / read_manifest(folder).segments[0].file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ChecksumError):
+        CorpusIndex(folder).verify()
+
+
+CONTENT = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    "added_tokens": [{"id": 3, "content": "<end>"}],
+}
+
+
+class TestFingerprint:
+    def of(self, tmp_path, content):
+        path = tmp_path / "tokenizer.json"
+        path.write_text(json.dumps(content))
+        return tokenizer_fingerprint(path)
+
+    def test_what_does_not_matter(self, tmp_path):
+        first = self.of(tmp_path, CONTENT)
+        model = {"merges": [["a", "b"]], "vocab": {"ab": 2, "b": 1, "a": 0}, "type": "BPE", "dropout": None}
+        assert self.of(tmp_path, {"added_tokens": CONTENT["added_tokens"], "model": model, "version": "1"}) == first
+        assert len(first) == 32
+
+    def test_what_matters(self, tmp_path):
+        model = CONTENT["model"]
+        others = [
+            {**CONTENT, "model": {**model, "vocab": {"a": 1, "b": 0, "ab": 2}}},
+            {**CONTENT, "model": {**model, "merges": []}},
+            {**CONTENT, "added_tokens": []},
+            {**CONTENT, "model": {"type": "Unigram", "vocab": [["a", -1.0], ["b", -2.0]]}},
+        ]
+        assert len({self.of(tmp_path, content) for content in [CONTENT, *others]}) == 5
+
+    @pytest.mark.parametrize("content", [3, [], {}, {"model": 3}, {"model": {"vocab": 3}}])
+    def test_what_is_no_tokenizer(self, tmp_path, content):
+        with pytest.raises(SourceError, match=r"expected a tokenizer\.json"):
+            self.of(tmp_path, content)
