@@ -17,6 +17,7 @@ from freedraft.integrations.demo.command import demo
 from freedraft.integrations.replay.command import replay_command
 from freedraft.integrations.replay.measuring import measure_cost
 from freedraft.plugins.registry import drafter_class, drafter_names
+from freedraft.retrieval.cli import index_app
 from freedraft.retrieval.errors import FreedraftError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command("replay")(replay_command)
 app.command("measure-cost")(measure_cost)
+app.add_typer(index_app, name="index")
 
 
 def main() -> None:

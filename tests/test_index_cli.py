@@ -1,0 +1,288 @@
+"""`freedraft index`: what a person and a program read, exit statuses, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tiny_tokenizer import make_tokenizer
+from typer.testing import CliRunner
+
+from freedraft.integrations import cli
+from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.index.errors import CorpusIndexError, ManifestError, SourceError
+
+CHAT = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "it is the cat"}]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a tokenizer and two texts, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    make_tokenizer(tmp_path / "tok")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.txt").write_text("the cat sat on the mat")
+    (tmp_path / "src/b.txt").write_text("the cat is not on the dog")
+    return tmp_path
+
+
+def run(*arguments, stdin=None, status=0):
+    """Standard output of `freedraft index ...`, run in this process."""
+    result = CliRunner().invoke(cli.app, ["index", *map(str, arguments)], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def run_json(*arguments, stdin=None):
+    return json.loads(run(*arguments, "--json", stdin=stdin))
+
+
+def build(*sources, index="i", **kwargs):
+    return run("build", index, *(sources or ("src",)), "--tokenizer", "tok", **kwargs)
+
+
+def names(index="i"):
+    return run_json("info", index, "--documents")
+
+
+def one_line_error(monkeypatch, capsys, *arguments):
+    """What `freedraft index ...` prints on stderr when it fails."""
+    monkeypatch.setattr(sys, "argv", ["freedraft", "index", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 1
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err[7:-1]
+
+
+class TestBuild:
+    def test_says_what_was_built(self, here):
+        said = build()
+        assert re.search(r"^built i: 2 documents, \d+ tokens, in \d+\.\d s \([\d,]+ tokens/s\)$", said, re.MULTILINE)
+        assert re.search(
+            r"^the index: 2 documents, \d+ tokens, 1 segment, .*B \(\d+\.\d a token\)$", said, re.MULTILINE
+        )
+        assert names() == ["src/a.txt", "src/b.txt"]
+
+    def test_json(self, here):
+        report = json.loads(build("src", "--json"))
+        assert report["added"]["documents"] == report["index"]["documents"] == 2
+        assert report["added"]["problems"] == []
+        assert report["index"]["tokenizer"]["name"] == str(here / "tok")
+        assert report["index"]["sources"] == [str(here / "src")]
+        assert report["index"]["bytes"] > 0
+
+    def test_nothing_on_stderr_where_there_is_no_terminal(self, here):
+        result = CliRunner().invoke(cli.app, ["index", "build", "i", "src", "--tokenizer", "tok"])
+        assert result.exit_code == 0
+        assert result.stderr == ""
+
+    def test_problems_go_to_stderr_with_file_and_line(self, here):
+        (here / "c.jsonl").write_text('{"text": "the dog"}\n{\n{"txt": 1}\n')
+        result = CliRunner().invoke(cli.app, ["index", "build", "i", "c.jsonl", "--tokenizer", "tok"])
+        assert result.exit_code == 0
+        assert "skipped 1 broken JSON line:\n  c.jsonl:2: not valid JSON" in result.stderr
+        assert "skipped 1 record without the field:\n  c.jsonl:3: no field 'text'; there are: txt" in result.stderr
+        with pytest.raises(SourceError, match=r"^c\.jsonl:2: "):
+            run("build", "j", "c.jsonl", "--tokenizer", "tok", "--strict")
+
+    def test_standard_input(self, here):
+        build("-", stdin="the cat sat")
+        assert names() == ["stdin"]
+        run("append", "i", "-", "--format", "jsonl", "--field", "body", stdin='{"body": "the dog"}\n')
+        assert names() == ["stdin", "stdin:1"]
+
+    def test_chats(self, here):
+        (here / "chat.jsonl").write_text(json.dumps({"messages": CHAT}))
+        build("chat.jsonl", "--field", "messages")
+        assert run_json("query", "i", "it is the ")["draft_text"] == "cat"
+        assert run_json("query", "i", "what is")["draft"][0]["context"] < 3
+        build("chat.jsonl", "--field", "messages", "--chat", "all", index="all")
+        assert run_json("query", "all", "what is", "--tokens", "5")["draft_text"].startswith(" it<|end|><|assistant|>")
+
+    def test_folders(self, here):
+        (here / "src/c.py").write_text("import it")
+        (here / "src/.gitignore").write_text("b.*\n")
+        build("src", "--exclude", ".gitignore")
+        assert names() == ["src/a.txt", "src/c.py"]
+        build("src", "--include", "*.py", "--replace")
+        assert names() == ["src/c.py"]
+
+    def test_dedup_and_min_count_stay_with_the_index(self, here):
+        (here / "c.txt").write_text("the cat sat on the mat")
+        said = build("src", "c.txt", "--dedup", "--min-count", "2")
+        assert "1 duplicates left out" in said
+        run("append", "i", "c.txt")
+        described = run_json("info", "i")
+        assert (described["documents"], described["dedup"], described["min_count"]) == (2, True, 2)
+        assert "--min-count 2 --dedup" in run("info", "i")
+
+    def test_usage_errors(self, here):
+        run("build", "i", "src", status=2)
+        run("build", "i", "--tokenizer", "tok", status=2)
+        run("build", "i", "src", "--tokenizer", "tok", "--min-count", "0", status=2)
+        run("build", "i", "src", "--tokenizer", "tok", "--format", "xml", status=2)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["build", "i", "nowhere", "--tokenizer", "tok"], "nowhere: no such file or folder"),
+            (["build", "i", "src", "--tokenizer", "none"], "neither a folder nor a file"),
+            (["build", "i", "src", "--tokenizer", "tok", "--max-memory", "1MB"], "is too little: at least"),
+            (["build", "i", "src", "--tokenizer", "tok", "--max-memory", "much"], "expected a size like"),
+            (["info", "none"], "none"),
+            (["query", "none", "x"], "none"),
+            (["append", "none", "src"], "none"),
+            (["delete", "none", "--document", "x"], "none"),
+            (["merge", "none"], "none"),
+            (["verify", "none"], "none"),
+        ],
+    )
+    def test_one_line_and_status_1(self, here, monkeypatch, capsys, arguments, message):
+        assert message in one_line_error(monkeypatch, capsys, *arguments)
+
+    def test_a_missing_package_is_named_with_the_extra(self, here, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "pathspec", None)
+        said = one_line_error(monkeypatch, capsys, "build", "i", "src", "--tokenizer", "tok")
+        assert said.endswith("needs pathspec, which is not installed: pip install 'freedraft[index]'")
+
+    def test_an_index_in_the_way(self, here, monkeypatch, capsys):
+        build()
+        said = one_line_error(monkeypatch, capsys, "build", "i", "src", "--tokenizer", "tok")
+        assert "append adds to it" in said
+
+    def test_another_tokenizer(self, here, monkeypatch, capsys):
+        build()
+        make_tokenizer(here / "other", ("zebra",))
+        for command in (["append", "i", "src"], ["query", "i", "x"]):
+            said = one_line_error(monkeypatch, capsys, *command, "--tokenizer", "other")
+            assert str(here / "tok") in said
+            assert str(here / "other") in said
+
+
+class TestChange:
+    def test_append_delete_merge(self, here):
+        build("src/a.txt")
+        assert "added to i: 1 documents" in run("append", "i", "src/b.txt")
+        assert names() == ["src/a.txt", "src/b.txt"]
+        assert run_json("query", "i", "the cat ")["match"]["count"] == 2
+        run("delete", "i", "--document", "src/b.txt")
+        assert names() == ["src/a.txt"]
+        answer = run_json("query", "i", "the cat ")
+        assert (answer["match"]["count"], [d["name"] for d in answer["documents"]]) == (1, ["src/a.txt"])
+        before_and_after = run_json("merge", "i")
+        assert before_and_after["after"]["documents"] == 1
+        assert before_and_after["after"]["segments"] == 1
+        assert run_json("query", "i", "the cat ")["draft_text"].startswith("sat")
+        run("verify", "i")
+
+    def test_deleting_what_is_not_there(self, here):
+        build()
+        with pytest.raises(InputError, match=r"src/c\.txt"):
+            run("delete", "i", "--document", "src/c.txt")
+        assert len(names()) == 2
+
+
+class TestQuery:
+    def test_what_would_be_drafted_and_why(self, here):
+        build()
+        answer = run_json("query", "i", "for,the ", "--tokens", "4")
+        assert answer["match"] == {"tokens": 2, "text": "the ", "count": 4}
+        assert [(c["text"], c["count"], c["probability"]) for c in answer["continuations"]] == [
+            ("cat", 2, 0.5), ("dog", 1, 0.25), ("mat", 1, 0.25),
+        ]  # fmt: skip
+        assert answer["draft"][0] == {
+            "token": answer["continuations"][0]["token"],
+            "text": "cat",
+            "context": 2,
+            "count": 2,
+            "of": 4,
+            "probability": 0.5,
+        }
+        assert len(answer["draft"]) == 4
+        assert answer["documents"] == [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
+
+    def test_for_people(self, here):
+        build()
+        said = run("query", "i", "for,the ", "--top", "1")
+        assert 'match: the last 2 of 4 tokens, seen 4 times: "the "' in said
+        assert 'draft: "cat ' in said
+        assert re.search(r'"cat" *│ *2 tokens │ 2 of 4 │ *0\.500', said)
+        assert "  src/a.txt (2 times)\n  and 1 more\n" in said
+
+    def test_nothing_known(self, here):
+        build()
+        assert "nothing would be drafted" in run("query", "i", "zzz")
+        answer = run_json("query", "i", "zzz")
+        assert answer["match"]["tokens"] == 0
+        assert answer["draft"] == answer["documents"] == answer["continuations"] == []
+
+    def test_standard_input_and_markup(self, here):
+        (here / "c.txt").write_text("[bold] [/red] the [dog]")
+        build("c.txt")
+        assert '"[bold] [/red]"' in run("query", "i", "-", stdin="[bold] [/red]")
+
+    def test_ids(self, here):
+        np.save(here / "a.npy", np.array([7, 8, 9, 7, 8, 9]))
+        build("a.npy")
+        (here / "tok").rename(here / "moved")
+        answer = run_json("query", "i", "1, 7 8", "--ids", "--tokens", "2")
+        assert [one["token"] for one in answer["draft"]] == [9, 7]
+        assert answer["draft_text"] is None
+        assert "│ 9" in run("query", "i", "7 8", "--ids")
+        with pytest.raises(SourceError, match="give --tokenizer"):
+            run("query", "i", "x")
+        with pytest.raises(ValueError, match="expected token ids"):
+            run("query", "i", "seven", "--ids")
+
+
+class TestVerify:
+    def test_sound(self, here):
+        build()
+        assert "i is sound: 2 documents" in run("verify", "i")
+        assert run_json("verify", "i")["sound"] is True
+
+    def test_damaged(self, here):
+        build()
+        path = next((here / "i").glob("*.segment"))
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CorpusIndexError, match="checksum"):
+            run("verify", "i")
+
+    def test_gone(self, here):
+        build()
+        next((here / "i").glob("*.segment")).unlink()
+        with pytest.raises(ManifestError):
+            run("info", "i")
+
+
+def test_help_teaches():
+    said = run("--help")
+    for command in ("build", "append", "merge", "delete", "info", "query", "verify"):
+        assert command in said
+        assert len(run(command, "--help").splitlines()) > 10
+    assert "freedraft index build" in run("build", "--help")
+
+
+def test_as_a_process(here):
+    """The entry point itself: exit status, one line on stderr, nothing else."""
+    code = "from freedraft.integrations.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "index", "info", "none"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
