@@ -177,7 +177,7 @@ def test_sampling_has_the_targets_distribution(drafting: Any, model: Any, tokeni
 
 
 def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain: Any) -> None:
-    """A KV cache for a few of eight sequences, and prompts in pieces of 64 tokens for a drafter that takes in 40."""
+    """A KV cache for one full sequence, and prompts in pieces of 64 tokens for a drafter that takes in 40."""
     with engine(
         model_path,
         freedraft={"vllm": {"step_tokens": 40, "idle_sequences": 1}},
@@ -186,7 +186,7 @@ def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain
         max_num_batched_tokens=128,
         long_prefill_token_threshold=64,
         block_size=32,
-        num_gpu_blocks_override=2 * WIDTH // 32,
+        num_gpu_blocks_override=WIDTH // 32 + 1,
     ) as llm:
         before = statistics()
         same(llm, PROMPTS, greedy(), plain["chat"])
