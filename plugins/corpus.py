@@ -1,0 +1,253 @@
+"""The corpus drafter: the likeliest continuation in the documents of indexes on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
+from freedraft.plugins.config import DrafterSettings
+from freedraft.plugins.own_text import ESCAPE
+from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.index.errors import TokenizerMismatchError
+from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
+from freedraft.retrieval.index.follow import (
+    AT_LENGTH,
+    AT_OPEN,
+    CURSOR_FIELDS,
+    DAMAGED,
+    FINE,
+    Automaton,
+    advance,
+    at_root,
+    context_count,
+    likeliest_of,
+    settle,
+    shorten,
+)
+from freedraft.retrieval.index.segment import Segment
+from freedraft.retrieval.index.store import CorpusIndex
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
+
+CONTEXTS_TRIED = 4
+
+
+class CorpusSettings(DrafterSettings):
+    """Settings of `corpus`."""
+
+    index: str | list[str] = Field(description="Folder of an index, or several, as `freedraft index build` made them.")
+    tokenizer: str | None = Field(
+        None,
+        description="The model's tokenizer.json, or the folder that has it. If given, indexes built with another "
+        "tokenizer are refused; otherwise they must only agree with each other.",
+    )
+    max_tokens: int = Field(12, ge=1, le=128, description="Tokens of a draft, at most.")
+    min_match: int = Field(
+        2, ge=1, le=2**20, description="Draft only after a suffix of this many tokens that the index knows."
+    )
+    min_probability: float = Field(
+        0.1, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
+    )
+    min_expected: float = Field(
+        0.8, ge=0, description="Draft only where at least this many draft tokens are expected to be accepted."
+    )
+
+
+class Corpus:
+    """Drafts the most frequent continuation of the longest suffixes that the documents of an index know.
+
+    It follows each sequence through every segment's automaton, O(1) amortised a token and segment. The draft is that of
+    the segment which expects most accepted tokens. Indexes are mapped, read-only: a machine's processes share them.
+
+    A token that followed a context of m tokens b of n times has probability b / (n + ESCAPE / m), as in
+    `suffix_automaton`.
+
+    Raises:
+        CorpusIndexError: an index is missing or damaged.
+        TokenizerMismatchError: an index was built with another tokenizer than the model's, or than another index.
+    """
+
+    Settings: ClassVar[type[CorpusSettings]] = CorpusSettings
+    feedback: ClassVar[frozenset[FeedbackKind]] = frozenset()
+
+    def __init__(self, settings: CorpusSettings) -> None:
+        self.settings = settings
+        folders = [settings.index] if isinstance(settings.index, str) else settings.index
+        indexes = [CorpusIndex(Path(folder).expanduser()) for folder in folders]
+        _check_tokenizers(indexes, settings.tokenizer)
+        self._segments: list[Segment] = [segment for index in indexes for segment in index.segments]
+        self._slots = Slots()
+        self._cursors = [np.zeros((0, CURSOR_FIELDS), np.int32) for _ in self._segments]
+
+    def open(self, prompts: Int32, offsets: Int64) -> Int64:
+        """As `Drafter.open`."""
+        tokens = checked_tokens(prompts, "prompts")
+        offsets = as_offsets(offsets, len(tokens))
+        slots = self._slots.take(len(offsets) - 1)
+        for i, cursors in enumerate(self._cursors):
+            self._cursors[i] = grown(cursors, self._slots.capacity)
+            self._cursors[i][slots] = 0
+            self._cursors[i][slots, AT_OPEN] = 1
+        self.extend(slots, tokens, offsets)
+        return slots
+
+    def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
+        """As `Drafter.extend`.
+
+        Raises:
+            DamagedError: a segment is damaged.
+        """
+        slots = self._slots.checked(slots)
+        tokens = checked_tokens(tokens)
+        offsets = as_offsets(offsets, len(tokens), len(slots))
+        for segment, cursors in zip(self._segments, self._cursors, strict=True):
+            segment.advance(cursors, slots, tokens, offsets)
+
+    def draft(self, slots: Int64, budget: Int32) -> Drafts:
+        """As `Drafter.draft`: one chain a sequence.
+
+        Raises:
+            DamagedError: a segment is damaged.
+        """
+        slots = self._slots.checked(slots)
+        if len(budget) != len(slots):
+            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        chosen = self.settings
+        best = Chains.none(len(slots), chosen.max_tokens)
+        for segment, cursors in zip(self._segments, self._cursors, strict=True):
+            found = Chains.none(len(slots), chosen.max_tokens)
+            status = continue_batch(
+                segment.automaton,
+                cursors,
+                slots,
+                budget,
+                chosen.min_match,
+                chosen.min_probability,
+                found.tokens,
+                found.probability,
+                found.lengths,
+            )
+            if status == DAMAGED:
+                raise segment.damaged()
+            best.take_better(found)
+        return best.as_drafts(chosen.min_expected)
+
+    def observe(self, slots: Int64, feedback: Feedback) -> None:
+        """Nothing to learn: the committed text says it all."""
+
+    def close(self, slots: Int64) -> None:
+        """As `Drafter.close`."""
+        self._slots.release(slots)
+
+
+class Chains:
+    """A chain a sequence, in arrays of equal rows.
+
+    Attributes:
+        tokens: int32 `(n, longest)`.
+        probability: float32 `(n, longest)`, 0 beyond a chain's end.
+        lengths: int64 `(n,)`.
+    """
+
+    def __init__(self, tokens: Int32, probability: Float32, lengths: Int64) -> None:
+        self.tokens = tokens
+        self.probability = probability
+        self.lengths = lengths
+
+    @staticmethod
+    def none(rows: int, longest: int) -> Chains:
+        """No chain for any row."""
+        return Chains(
+            np.zeros((rows, longest), np.int32), np.zeros((rows, longest), np.float32), np.zeros(rows, np.int64)
+        )
+
+    def take_better(self, other: Chains) -> None:
+        """For each row, keep the chain that expects more accepted tokens; of equals its own."""
+        better = other.probability.sum(axis=1) > self.probability.sum(axis=1)
+        for mine, theirs in (
+            (self.tokens, other.tokens),
+            (self.probability, other.probability),
+            (self.lengths, other.lengths),
+        ):
+            mine[better] = theirs[better]
+
+    def as_drafts(self, min_expected: float) -> Drafts:
+        """Those chains that expect at least this many accepted tokens."""
+        lengths = np.where(self.probability.sum(axis=1) >= min_expected, self.lengths, 0)
+        places = np.arange(self.tokens.shape[1])
+        kept: NDArray[np.bool_] = places < lengths[:, None]
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        parents = np.broadcast_to(places - 1, self.tokens.shape)[kept].astype(np.int32)
+        source = np.full(len(parents), Source.CORPUS, np.uint8)
+        return Drafts(self.tokens[kept], parents, self.probability[kept], source, offsets)
+
+
+@kernel
+def continue_batch(
+    automaton: Automaton,
+    cursors: Int32,
+    slots: Int64,
+    budget: Int32,
+    min_match: int,
+    min_probability: float,
+    tokens: Int32,
+    probability: Float32,
+    lengths: Int64,
+) -> int:
+    """Write the continuation of each sequence in one segment; the arrays are those of `Chains`, of no chains yet.
+
+    Returns:
+        FINE or DAMAGED.
+    """
+    best = np.empty(CURSOR_FIELDS, np.int32)
+    for row in range(len(slots)):
+        cursor = cursors[slots[row]].copy()
+        best_likelihood = 0.0
+        for _ in range(CONTEXTS_TRIED):
+            if at_root(cursor) or cursor[AT_LENGTH] < min_match:
+                break
+            _, times = likeliest_of(automaton, cursor)
+            likelihood = times / (context_count(automaton, cursor) + ESCAPE / cursor[AT_LENGTH])
+            if likelihood > best_likelihood:
+                best_likelihood = likelihood
+                best[:] = cursor
+            if shorten(automaton, cursor) == DAMAGED or settle(automaton, cursor) == DAMAGED:
+                return DAMAGED
+        if best_likelihood == 0.0:
+            continue
+        cursor[:] = best
+        likelihood = 1.0
+        for i in range(min(tokens.shape[1], budget[row])):
+            if at_root(cursor):
+                break
+            token, times = likeliest_of(automaton, cursor)
+            likelihood *= min(1.0, times / (context_count(automaton, cursor) + ESCAPE / cursor[AT_LENGTH]))
+            if likelihood < min_probability or token < 0:
+                break
+            tokens[row, i] = token
+            probability[row, i] = np.float32(likelihood)
+            lengths[row] = i + 1
+            if advance(automaton, cursor, token) == DAMAGED:
+                return DAMAGED
+    return FINE
+
+
+def _check_tokenizers(indexes: list[CorpusIndex], source: str | None) -> None:
+    known = [(index.manifest.tokenizer.name, index.manifest.tokenizer.fingerprint, index.folder) for index in indexes]
+    if source is not None:
+        path = Path(source).expanduser()
+        path = path / "tokenizer.json" if path.is_dir() else path
+        known.insert(0, (str(path), tokenizer_fingerprint(path), Path("the model")))
+    for name, fingerprint, folder in known[1:]:
+        if fingerprint != known[0][1]:
+            raise TokenizerMismatchError(
+                f"{folder}: built with the tokenizer {name}, while {known[0][2]} has {known[0][0]}: another vocabulary "
+                "or other merges; build the index with the model's tokenizer"
+            )
