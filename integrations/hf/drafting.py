@@ -83,7 +83,7 @@ class Drafting:
     @property
     def top_k(self) -> int:
         """How many tokens of `Feedback.top_k` it wants a position."""
-        return int(getattr(self._guard.drafter, "feedback_top_k", 8))
+        return self._guard.top_k
 
     def open(self, prompts: Sequence[Int32], vocabulary: int) -> None:
         """Start with `prompts` int32; drafts with ids from `vocabulary` up are refused."""

@@ -59,7 +59,7 @@ class Speculative:
         totals: of all calls.
 
     Raises:
-        ConfigError: unknown drafter, unknown setting, bad value, or both a drafter and a configuration of another.
+        ConfigError: unknown drafter, unknown setting, bad value, or both a drafter and a configuration.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ def _merge(
     if drafter is not None and config is not None:
         raise ConfigError(f"drafter {drafter!r} and config: give one of them; a configuration names its drafter itself")
     if drafter is not None and not isinstance(drafter, str):
-        if not isinstance(drafter, Drafter):
+        if isinstance(drafter, type) or not isinstance(drafter, Drafter):
             raise ConfigError(f"drafter: expected a name or a Drafter, got {drafter!r}")
         if own.settings:
             raise ConfigError(f"{', '.join(own.settings)}: settings are for a drafter that is given by name")

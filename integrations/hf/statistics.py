@@ -19,7 +19,8 @@ class Statistics:
         drafts: forward passes that verified a draft of at least one token.
         drafted: draft tokens verified.
         accepted: draft tokens that became part of the text.
-        drafter_errors: calls of the drafter that failed or broke the contract; they cost drafts, never text.
+        drafter_errors: calls of the drafter that failed or broke the contract while this one ran, whichever thread made
+            them; they cost drafts, never text.
         prefill_seconds: the forward pass over the prompt.
         drafting_seconds: spent in the drafter.
         verifying_seconds: every other forward pass, up to and including the target's choice of its first token.
