@@ -39,6 +39,7 @@ class Guard:
         feedback: as the drafter's.
         top_k: how many tokens of `Feedback.top_k` it wants a position: its attribute `feedback_top_k`, or 8.
         errors: the number of calls that failed.
+        silent: log nothing; for a rehearsal, whose failures will come again.
 
     Raises:
         InputError: not a drafter, or a `feedback_top_k` that is no number above 0.
@@ -54,6 +55,7 @@ class Guard:
             raise InputError(f"drafter: feedback_top_k must be a number above 0, got {wanted!r}")
         self.top_k = wanted
         self.errors = 0
+        self.silent = False
         self._inner: Int64 = np.empty(0, np.int64)
         self._taken: NDArray[np.bool_] = np.empty(0, np.bool_)
         self._free: list[int] = []
@@ -151,7 +153,7 @@ class Guard:
             return call()
         except Exception:
             self.errors += 1
-            if self.errors == 1:
+            if self.errors == 1 and not self.silent:
                 logger.exception("freedraft: the drafter failed; decoding goes on without its drafts (logged once)")
             return None
 

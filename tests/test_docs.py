@@ -79,3 +79,8 @@ def test_no_document_is_missing_from_the_readme():
     for document in DOCUMENTS:
         if document.name != "README.md":
             assert str(document.relative_to(ROOT)) in readme
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_nothing_is_left_to_fill_in(document):
+    assert not re.findall(r"\b[A-Z]+_(?:TABLE|SECTION|VERSIONS)\b|\bTODO\b|\bFIXME\b|\bXXX\b", document.read_text())

