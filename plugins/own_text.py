@@ -65,6 +65,9 @@ class OwnText:
 def chains(kernel: Any, automata: SuffixAutomata, slots: Int64, budget: Int32, longest: int, *options: Any) -> Drafts:
     """Run a kernel that writes one chain a sequence, and wrap what it wrote.
 
+    The kernels take their arrays one by one: unpacking a named tuple of four would cost 0.8 us a call, of about 5 that
+    a step takes for one sequence.
+
     Args:
         kernel: `kernel(words, sequences, slots, budget, longest, tokens, parents, probability, offsets, *options)`; it
             fills the ragged arrays from the left.
