@@ -94,11 +94,12 @@ class Segment:
         self.digests: UInt8 = self._array(Section.DIGESTS)
         self._name_offsets: Int64 = self._array(Section.NAME_OFFSETS)
         self._names: UInt8 = self._array(Section.NAMES)
-        for what, offsets, end, step in (
-            ("starts", self.starts, self.header.text, 1),
-            ("names", self._name_offsets, len(self._names), 0),
+        # Neighbours are compared: their differences can wrap.
+        for what, offsets, end, falls in (
+            ("starts", self.starts, self.header.text, np.less_equal),
+            ("names", self._name_offsets, len(self._names), np.less),
         ):
-            if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < step).any():
+            if offsets[0] != 0 or offsets[-1] != end or falls(offsets[1:], offsets[:-1]).any():
                 raise DamagedError(f"{name}: the documents' {what} do not rise from 0 to {end}")
 
     def __len__(self) -> int:
