@@ -12,31 +12,19 @@ import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_index import create
 
 from freedraft.plugins.base import Drafter, Source
 from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.registry import make_drafter
 from freedraft.retrieval.errors import ConfigError, InputError
-from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import DamagedError, NotFoundError, TokenizerMismatchError
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
 from freedraft.retrieval.index.format import NODE_FIELDS, TARGET, Section
-from freedraft.retrieval.index.manifest import Manifest, TokenizerEntry
-from freedraft.retrieval.index.store import CorpusIndex, IndexWriter, write_segment
+from freedraft.retrieval.index.store import CorpusIndex
 from freedraft.retrieval.ragged import ragged
 
 EAGER = {"min_probability": 0, "min_expected": 0, "min_match": 1}
-
-
-def create(folder, *segments, fingerprint="00" * 16):
-    with IndexWriter(folder, create=True) as writer:
-        entries = []
-        for rows in segments:
-            documents = Documents.of((f"d{i}", np.array(row, np.int32)) for i, row in enumerate(rows))
-            entries.append(write_segment(writer.new_segment_path(), documents))
-        tokenizer = TokenizerEntry(f"tokenizer of {folder.name}", fingerprint, 100)
-        writer.commit(Manifest(tokenizer, segments=tuple(entries)))
-    return str(folder)
 
 
 def chain(rows: Sequence[Sequence[int]], text: list[int], budget: int) -> tuple[list[int], list[float]]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +20,7 @@ import naive
 import numpy as np
 import pytest
 
+from freedraft.retrieval.index import store
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import (
     ChecksumError,
@@ -156,7 +161,8 @@ def test_small_segments_are_compacted_and_large_ones_left(tmp_path):
 class TestOneWriter:
     def test_the_second_is_told_who_the_first_is(self, tmp_path):
         create(tmp_path / "index", [[1]])
-        with IndexWriter(tmp_path / "index"), pytest.raises(LockedError, match=r"process \d+ on .* since 20"):
+        holder = rf"process {os.getpid()} on {socket.gethostname()} since 20"
+        with IndexWriter(tmp_path / "index"), pytest.raises(LockedError, match=holder):
             IndexWriter(tmp_path / "index").__enter__()
         with IndexWriter(tmp_path / "index"):
             pass
@@ -190,46 +196,140 @@ class TestOneWriter:
             with pytest.raises(NotFoundError, match="no index there"):
                 call()
 
+    def test_a_lock_file_removed_meanwhile_locks_nothing(self, tmp_path, monkeypatch):
+        """The second opens the lock file just before the first, which made the folder for nothing, removes it."""
+        folder = tmp_path / "index"
+        first, second = IndexWriter(folder, create=True), IndexWriter(folder, create=True)
+        first.__enter__()
+        (folder / "notes.txt").write_text("keeps the folder there")
+        flock = fcntl.flock
+
+        def first_ends_before(*arguments):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.__exit__(None, None, None)
+            flock(*arguments)
+
+        monkeypatch.setattr(fcntl, "flock", first_ends_before)
+        with second:
+            with pytest.raises(LockedError):
+                IndexWriter(folder, create=True).__enter__()
+            entry = write_segment(second.new_segment_path(), documents_of([[1, 2]]))
+            second.commit(Manifest(TOKENIZER, segments=(entry,)))
+        assert_answers(folder, [[1, 2]])
+
+    def test_the_lock_is_held_until_its_file_is_gone(self, tmp_path, monkeypatch):
+        folder = tmp_path / "index"
+        first = IndexWriter(folder, create=True)
+        first.__enter__()
+        close, found = os.close, []
+
+        def look_before(number):
+            found.append((folder / ".lock").exists())
+            close(number)
+
+        monkeypatch.setattr(os, "close", look_before)
+        first.__exit__(None, None, None)
+        assert found == [False]
+
+    def test_a_newer_index_is_refused_and_not_left_locked(self, tmp_path):
+        folder = tmp_path / "index"
+        create(folder, [[1, 2]])
+        damaged(folder, lambda m: m.update(version=2))
+        before = files_in(folder)
+        for _ in range(2):
+            with pytest.raises(VersionError, match="update"):
+                IndexWriter(folder).__enter__()
+        assert files_in(folder) == before
+
+    def test_no_locks_is_not_another_writer(self, tmp_path, monkeypatch):
+        create(tmp_path / "index", [[1]])
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(LockedError, match=r"cannot be locked: .*No locks available"):
+            IndexWriter(tmp_path / "index").__enter__()
+
+
+def test_opening_while_a_writer_removes_what_was_just_opened(tmp_path, monkeypatch):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    segment, opened = store.Segment, []
+
+    def merged_after(path):
+        result = segment(path)
+        opened.append(path)
+        if len(opened) == 1:
+            append(folder, [[9]], 1)
+            merge_segments(folder)
+        return result
+
+    monkeypatch.setattr(store, "Segment", merged_after)
+    index = CorpusIndex(folder)
+    assert not opened[0].exists()
+    assert [name for part in index.segments for name in part.names()] == ["document 0"]
+    index.verify()
+
 
 VICTIM = textwrap.dedent(
     """
+    import json
+    import os
     import sys
     import numpy as np
     from dataclasses import replace
     from freedraft.retrieval.index.documents import Documents
     from freedraft.retrieval.index.manifest import read_manifest
     from freedraft.retrieval.index.segment import segment_bytes
-    from freedraft.retrieval.index.store import IndexWriter, delete_documents, merge_segments, write_segment
+    from freedraft.retrieval.index.store import CorpusIndex, IndexWriter, write_segment
+    from freedraft.retrieval.index.store import delete_documents, merge_segments
 
-    folder = sys.argv[1]
+    folder, journal = sys.argv[1], os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    names = [name for segment in CorpusIndex(folder).segments for name in segment.names()]
+
+    def change_to(after, operation):
+        # One write is one line, or none: a kill does not tear it.
+        global names
+        os.write(journal, (json.dumps([names, after]) + "\\n").encode())
+        operation()
+        names = after
+        os.write(journal, (json.dumps([names, names]) + "\\n").encode())
+
+    def append(name):
+        with IndexWriter(folder) as writer:
+            manifest = read_manifest(folder)
+            documents = Documents(np.arange(3000, dtype=np.int32) % 7, np.array([0, 3000]), [name])
+            entry = write_segment(writer.new_segment_path(), documents)
+            writer.commit(replace(manifest, segments=(*manifest.segments, entry)))
+
     # Load the kernels first.
     segment_bytes(Documents(np.arange(9, dtype=np.int32), np.array([0, 9]), ["x"]))
+    change_to(names, lambda: None)
     print("ready", flush=True)
     number = 0
     while True:
-        with IndexWriter(folder) as writer:
-            manifest = read_manifest(folder)
-            number += 1
-            rows = np.arange(3000, dtype=np.int32) % 7
-            documents = Documents(rows, np.array([0, 3000]), [f"added {number}"])
-            entry = write_segment(writer.new_segment_path(), documents)
-            writer.commit(replace(manifest, segments=(*manifest.segments, entry)))
+        number += 1
+        name = f"added {number}"
+        change_to([*names, name], lambda: append(name))
         if number % 3 == 0:
-            merge_segments(folder)
+            change_to(names, lambda: merge_segments(folder))
         if number % 4 == 0:
-            delete_documents(folder, [f"added {number}"])
+            change_to([other for other in names if other != name], lambda: delete_documents(folder, [name]))
     """
 )
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_index(tmp_path):
+def test_a_kill_at_any_moment_leaves_the_old_index_or_the_new_one(tmp_path):
     """Append, merge and delete in a loop, killed again and again; the next writer leaves nothing lying about."""
-    folder = tmp_path / "index"
-    create(folder, [[1, 2, 3, 1, 2, 4]])
+    folder, journal = tmp_path / "index", tmp_path / "journal"
+    first = [1, 2, 3, 1, 2, 4]
+    create(folder, [first])
+    added = [i % 7 for i in range(3000)]
     source = random.Random(4)
     changed = set()
     for _ in range(12):
-        victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(folder)], stdout=subprocess.PIPE)
+        victim = subprocess.Popen([sys.executable, "-c", VICTIM, str(folder), str(journal)], stdout=subprocess.PIPE)
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"ready\n"
         # Not a wait for anything: the moment is what varies.
@@ -237,14 +337,105 @@ def test_a_kill_at_any_moment_leaves_a_whole_index(tmp_path):
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         victim.stdout.close()
+        old, new = json.loads(journal.read_text().splitlines()[-1])
         index = CorpusIndex(folder)
         index.verify()
-        names = [name for segment in index.segments for name in segment.names()]
-        assert "document 0" in names
+        documents = [pair for segment in index.segments for pair in segment.documents()]
+        names = [name for name, _ in documents]
+        assert names in (old, new)
+        assert all(tokens.tolist() == (first if name == "document 0" else added) for name, tokens in documents)
         changed.add(len(names))
         with IndexWriter(folder):
             assert files_in(folder) == named_in(folder)
     assert len(changed) > 1
+
+
+EVERY_STEP = textwrap.dedent(
+    """
+    import os
+    import shutil
+    import signal
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from test_index_store import CorpusIndex, IndexWriter, append, create, delete_documents, files_in, merge_segments
+    from test_index_store import named_in
+
+    STEPS = {"open", "os.rename", "os.remove", "os.truncate"}
+
+    def in_child(function, *arguments):
+        # This process itself runs no kernel: a fork with kernels' threads about would hang.
+        child = os.fork()
+        if not child:
+            try:
+                function(*arguments)
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                sys.stderr.flush()
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def names_of(folder):
+        return [name for segment in CorpusIndex(folder).segments for name in segment.names()]
+
+    def killed_at(step, folder, operation):
+        left = step
+
+        def hook(event, arguments):
+            nonlocal left
+            if event in STEPS and str(folder) in str(arguments[0]):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        sys.addaudithook(hook)
+        operation(folder)
+
+    def start(folder):
+        create(folder, [[1, 2, 3], [1, 2, 4]])
+        append(folder, [[5, 6]], 2)
+
+    def check(folder, allowed):
+        CorpusIndex(folder).verify()
+        assert names_of(folder) in allowed, folder
+        with IndexWriter(folder):
+            assert files_in(folder) == named_in(folder), folder
+
+    top = Path(sys.argv[1])
+    assert in_child(start, top / "start") == 0
+    operations = {
+        "append": lambda folder: append(folder, [[7, 8]], 3),
+        "merge": merge_segments,
+        "delete": lambda folder: delete_documents(folder, ["document 1"]),
+    }
+    for what, operation in operations.items():
+        shutil.copytree(top / "start", top / what)
+        old = names_of(top / what)
+        assert in_child(operation, top / what) == 0
+        new = names_of(top / what)
+        step, ended = 0, -signal.SIGKILL
+        while ended == -signal.SIGKILL:
+            folder = top / f"{what} {step}"
+            shutil.copytree(top / "start", folder)
+            ended = in_child(killed_at, step, folder, operation)
+            assert in_child(check, folder, (old, new)) == 0
+            step += 1
+        assert ended == 0
+        assert names_of(folder) == new
+        # At least the lock, a segment, the manifest, and its renaming.
+        assert step > 4
+    """
+)
+
+
+@pytest.mark.slow
+def test_a_kill_before_every_single_file_operation(tmp_path):
+    """What random moments seldom meet: each opening, renaming and removal, in turn, is the one not done any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_STEP, str(tmp_path), os.path.dirname(__file__)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def damaged(folder, change):
@@ -259,6 +450,8 @@ def damaged(folder, change):
         (lambda m: m.update(format="x"), ManifestError, "not the manifest"),
         (lambda m: m.update(version=2), VersionError, "update"),
         (lambda m: m.update(version="1"), ManifestError, "version"),
+        (lambda m: m.update(version=True), ManifestError, "version: expected 1, got True"),
+        (lambda m: m.update(version=1.0), ManifestError, r"version: expected 1, got 1\.0"),
         (lambda m: m.pop("tokenizer"), ManifestError, "tokenizer is missing"),
         (lambda m: m["tokenizer"].update(fingerprint=3), ManifestError, "fingerprint: expected str"),
         (lambda m: m.update(segments={}), ManifestError, "segments: expected list"),

@@ -114,7 +114,8 @@ def parse_manifest(values: Any, name: str) -> Manifest:
     version = values.get("version")
     if isinstance(version, int) and version > VERSION:
         raise VersionError(f"{name}: version {version}, this freedraft reads version {VERSION}: update it")
-    if version != VERSION:
+    # True and 1.0 equal 1.
+    if type(version) is not int or version != VERSION:
         raise ManifestError(f"{name}: version: expected {VERSION}, got {version!r}")
     tokenizer = _field(values, "tokenizer", dict, name)
     entry = TokenizerEntry(

@@ -19,8 +19,8 @@ import numpy as np
 
 from freedraft.retrieval.index.documents import Documents, concatenate
 from freedraft.retrieval.index.errors import ManifestError, NotFoundError
-from freedraft.retrieval.index.format import HEADER_BYTES, digest
-from freedraft.retrieval.index.lock import LOCK, WriterLock
+from freedraft.retrieval.index.format import digest
+from freedraft.retrieval.index.lock import WriterLock
 from freedraft.retrieval.index.manifest import MANIFEST, SEGMENT_NAME, Manifest, SegmentEntry, read_manifest
 from freedraft.retrieval.index.segment import Segment, segment_bytes
 
@@ -84,6 +84,7 @@ class IndexWriter:
     Raises:
         NotFoundError: no index there, without `create`.
         LockedError: another process writes it.
+        VersionError: a newer freedraft wrote it; its files are left alone.
     """
 
     def __init__(self, folder: str | os.PathLike[str], create: bool = False) -> None:
@@ -98,17 +99,23 @@ class IndexWriter:
         elif not (self.folder / MANIFEST).is_file():
             raise NotFoundError(f"{self.folder}: no index there (it would have a {MANIFEST})")
         self._lock = WriterLock(self.folder)
-        self._remove_strays()
+        try:
+            self._remove_strays()
+        except BaseException:
+            # `__exit__` will not be called.
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._remove_strays()
-        self._lock.release()
-        if self._made_folder and not (self.folder / MANIFEST).exists():
-            # Nothing came of it.
-            (self.folder / LOCK).unlink(missing_ok=True)
+        nothing_came_of_it = self._made_folder and not (self.folder / MANIFEST).exists()
+        try:
+            self._remove_strays()
+        finally:
+            self._lock.release(remove=nothing_came_of_it)
+        if nothing_came_of_it:
             with suppress(OSError):
                 self.folder.rmdir()
 
@@ -253,8 +260,8 @@ def _merge(
 
 def _open_segment(folder: Path, entry: SegmentEntry) -> Segment:
     segment = Segment(folder / entry.file)
-    with open(folder / entry.file, "rb") as file:
-        header = digest(file.read(HEADER_BYTES)).hex()
+    # Of the header as parsed: a writer may have unlinked the file by now.
+    header = digest(segment.header.pack()).hex()
     found = SegmentEntry(entry.file, segment.header.file_size, len(segment), segment.tokens, header)
     if found != entry:
         raise ManifestError(f"{folder / MANIFEST}: says {entry}, the file is {found}")
