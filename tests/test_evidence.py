@@ -140,7 +140,7 @@ def test_the_end_is_found_as_if_all_had_been_followed(learnt, own):
 
 
 def test_a_text_that_stopped_learning_has_no_end_to_find():
-    automata = SuffixAutomata(memory=4 * 2**20, max_length=1)
+    automata = SuffixAutomata(memory=4 * 2**20, max_length=100)
     slots = automata.open(*ragged([[1, 2, 3], [1, 2, 3] * 2000, [1, 2, 3, 1, 2]]))
     assert automata.learning(slots).tolist() == [True, False, True]
     words, sequences = automata.arrays

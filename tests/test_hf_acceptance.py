@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import drafters
 import pytest
 import tiny
 import torch
+from small_index import create
 
 from freedraft.integrations.hf import Speculative
 from freedraft.integrations.hf.acceptance import Greedy, Sampling, Typical, make_rule
@@ -109,12 +111,13 @@ def test_typical_acceptance_in_a_tree() -> None:
     assert len(text) == 52
 
 
-def test_lossy_output_appears_nowhere_unless_asked_for_by_name() -> None:
+def test_lossy_output_appears_nowhere_unless_asked_for_by_name(tmp_path: Path) -> None:
     which, ids = tiny.model(), tiny.prompt(40) % 3 + 50
     only_three = {**SAMPLED, "suppress_tokens": [*range(50), *range(53, tiny.VOCABULARY)]}
     expected = tiny.plain(which, ids, 7, **only_three)
+    needed = {"corpus": {"index": create(tmp_path / "index", [ids[0].tolist()])}}
     for name in drafter_names():
-        ours = Speculative(name)
+        ours = Speculative(name, **needed.get(name, {}))
         assert tiny.speculative(which, ids, ours, 7, **only_three).equal(expected), name
         assert ours.statistics is not None
         assert ours.statistics.lossy == 0

@@ -19,7 +19,10 @@ from freedraft.retrieval.index.construct import BUILD_BYTES_A_TOKEN
 from freedraft.retrieval.index.store import CorpusIndex
 
 PATIENCE = 90
-COMMAND = [sys.executable, "-c", "from freedraft.integrations.cli import main; main()", "index", "build"]
+# A shell's background job, as these tests may be, ignores Ctrl-C and passes that on to what it starts.
+MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+MAIN += "from freedraft.integrations.cli import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "index", "build"]
 
 
 def until(condition):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -444,6 +445,26 @@ def test_the_plug_in_registers_once_and_never_raises(
     with caplog.at_level(logging.WARNING, "freedraft"):
         plugin.register()
     assert "no metrics on /metrics" in caplog.text
+
+
+def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    import multiprocessing
+
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
+    with monkeypatch.context() as worker:
+        worker.setattr(multiprocessing, "parent_process", lambda: "the server")
+        metrics.serve()
+        assert os.environ[metrics.OWN_FOLDER] == str(tmp_path)
+        assert not registry._collector_to_names
+    metrics.serve()
+    assert os.environ[metrics.OWN_FOLDER] != str(tmp_path)
+    assert len(registry._collector_to_names) == 1
 
 
 def test_sampling_on_a_cpu_is_mended() -> None:

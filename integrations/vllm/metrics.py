@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import multiprocessing
 import os
 import secrets
 import shutil
@@ -38,6 +39,8 @@ COUNTERS = {
 SEQUENCES = "Sequences in the last engine step."
 
 _serial = itertools.count()
+# The folder that this process serves.
+_served: str | None = None
 
 
 def folder() -> Path | None:
@@ -117,15 +120,21 @@ class Collector:
 
 
 def serve() -> None:
-    """Make this process serve the metrics of the workers that it will start; does so once."""
-    if os.environ.get(OWN_FOLDER):
+    """Make this process serve the metrics of the workers that it will start; does so once.
+
+    A worker, which vLLM starts with multiprocessing, writes into the folder that its parent serves. A server that a
+    program with a folder of its own starts, a notebook say, inherits the variable all the same, and must not heed it.
+    """
+    global _served
+    folder_named = os.environ.get(OWN_FOLDER)
+    if folder_named and (folder_named == _served or multiprocessing.parent_process() is not None):
         return
     from prometheus_client import REGISTRY
 
     # The folder is only named here: the first proposer makes it, so that a vLLM without freedraft leaves no trace.
     path = os.path.join(tempfile.gettempdir(), f"freedraft-{secrets.token_hex(8)}")
-    os.environ[OWN_FOLDER] = path
     REGISTRY.register(Collector())
+    os.environ[OWN_FOLDER] = _served = path
     atexit.register(_remove, path, os.getpid())
 
 
