@@ -21,6 +21,7 @@ from vllm_runs import REQUESTS, SPECULATIVE, WIDTH, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
 TOKENS = 24
 STREAMS = 16
 
@@ -97,7 +98,8 @@ class Server:
                 command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", **environment},
+                # The offline tests of the same process ask for less of a log.
+                env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO", **CPU, **environment},
                 start_new_session=True,
             )
 
