@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,11 +10,10 @@ from pydantic import Field
 
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
+from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.slots import Slots, checked_tokens, grown
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.index.errors import TokenizerMismatchError
-from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
 from freedraft.retrieval.index.follow import (
     AT_LENGTH,
     AT_OPEN,
@@ -30,8 +28,6 @@ from freedraft.retrieval.index.follow import (
     settle,
     shorten,
 )
-from freedraft.retrieval.index.segment import Segment
-from freedraft.retrieval.index.store import CorpusIndex
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
 
@@ -78,10 +74,7 @@ class Corpus:
 
     def __init__(self, settings: CorpusSettings) -> None:
         self.settings = settings
-        folders = [settings.index] if isinstance(settings.index, str) else settings.index
-        indexes = [CorpusIndex(Path(folder).expanduser()) for folder in folders]
-        _check_tokenizers(indexes, settings.tokenizer)
-        self._segments: list[Segment] = [segment for index in indexes for segment in index.segments]
+        self._segments = open_segments(settings.index, settings.tokenizer)
         self._slots = Slots()
         self._cursors = [np.zeros((0, CURSOR_FIELDS), np.int32) for _ in self._segments]
 
@@ -237,17 +230,3 @@ def continue_batch(
             if advance(automaton, cursor, token) == DAMAGED:
                 return DAMAGED
     return FINE
-
-
-def _check_tokenizers(indexes: list[CorpusIndex], source: str | None) -> None:
-    known = [(index.manifest.tokenizer.name, index.manifest.tokenizer.fingerprint, index.folder) for index in indexes]
-    if source is not None:
-        path = Path(source).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
-        known.insert(0, (str(path), tokenizer_fingerprint(path), Path("the model")))
-    for name, fingerprint, folder in known[1:]:
-        if fingerprint != known[0][1]:
-            raise TokenizerMismatchError(
-                f"{folder}: built with the tokenizer {name}, while {known[0][2]} has {known[0][0]}: another vocabulary "
-                "or other merges; build the index with the model's tokenizer"
-            )

@@ -20,14 +20,17 @@ SEEN = 2  # how often it occurred
 LIKELIEST = 3  # the token that followed most often
 TIMES = 4  # how often that one followed
 LATEST = 5  # the token that followed last
-PLACE = 6  # the automaton's state
-COLUMNS = 7
+PLACE = 6  # the automaton's state; in a corpus the node, or `NO_STATE` on the way along an edge
+TEXT = 7  # which corpus, if it is one
+COLUMNS = 8
+
+NO_STATE = -1
 
 OWN, RESPONSES, CORPUS, REFERENCE = range(4)
 KINDS = 4
 
 CONTEXTS_A_TEXT = 3
-MAX_CONTEXTS = 16
+MAX_CONTEXTS = 24
 
 # A cursor in another text matches no more of a sequence's tokens than this, so that it depends on these alone.
 REACH = 64

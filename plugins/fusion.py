@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
-from freedraft.plugins.evidence import (
-    COLUMNS,
-    KIND,
-    LIKELIEST,
-    MAX_CONTEXTS,
-    OWN,
-    RESPONSES,
-    advance,
-    find_end,
-    follow,
-    gather,
-    root_of,
-    settle,
-)
+from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN, REACH
+from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.mixing import Candidates, Mixer, correct, learn, learn_correction, predict, room
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
-from freedraft.plugins.responses import GENERATIONS, Responses
+from freedraft.plugins.responses import GENERATIONS, Responses, end_of_text
+from freedraft.plugins.texts import (
+    NONE,
+    Cursors,
+    Places,
+    Texts,
+    advance_own,
+    begin,
+    follow_others,
+    gather_all,
+    new_cursors,
+    no_places,
+    padded,
+    put_back,
+    read_own,
+    take_up,
+)
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.errors import ConfigError, InputError
@@ -37,14 +42,15 @@ from freedraft.retrieval.growth import (
     FINE,
     HEAD_LEARNING,
     HEAD_LENGTH,
-    HEAD_MATCH,
-    HEAD_MATCH_LENGTH,
     follow_token,
     is_open,
     learn_token,
 )
+from freedraft.retrieval.index.follow import Automaton
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8, as_offsets, as_tokens
+
+logger = logging.getLogger("freedraft")
 
 NOT_STARTED = -1
 
@@ -73,6 +79,14 @@ class FusionSettings(OwnTextSettings):
         description="A file that `Fusion.save` wrote, to start from what the predictor had learnt by then; it has no "
         "text in it. By default it starts from neutral values, which it leaves behind within some thousand tokens.",
     )
+    index: str | list[str] | None = Field(
+        None, description="Folder of an index, or several, as `freedraft index build` made them, to draft from as well."
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="The model's tokenizer.json, or the folder that has it. If given, indexes built with another "
+        "tokenizer are refused; otherwise they must only agree with each other.",
+    )
     response_tokens: int = Field(
         500_000,
         ge=1000,
@@ -82,19 +96,16 @@ class FusionSettings(OwnTextSettings):
     )
 
 
-class Sequences(NamedTuple):
-    """What fusion keeps for each slot, beside its automaton.
+class Judged(NamedTuple):
+    """What fusion keeps for each slot, beside its texts, to learn from what is committed.
 
     Attributes:
-        cursors: int64 `(slots, GENERATIONS, 2)`, state and matched tokens in each generation of responses, from the
-            first draft on.
         started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
         considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
         tokens: int32 `(slots, longest + 1)`, these.
         mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
     """
 
-    cursors: Int64
     started: Int64
     considered: Int64
     tokens: Int32
@@ -106,7 +117,13 @@ class Fusion:
 
     Peers take the longest match, or the best score, or give each source a share. Here the nested contexts of all texts
     are mixed into one probability for each candidate (see `mixing`), learnt online from every token that is committed
-    after a sequence's first draft; what came before that is its prompt. Texts: the sequence's own, and earlier replies.
+    after a sequence's first draft; what came before that is its prompt. Texts: the sequence's own, earlier replies, the
+    documents of indexes, and a reference that a request brings (`refer`).
+
+    Raises:
+        ConfigError: a file of `learnt` that is none.
+        CorpusIndexError: an index is missing or damaged.
+        TokenizerMismatchError: an index was built with another tokenizer than the model's, or than another index.
     """
 
     Settings: ClassVar[type[FusionSettings]] = FusionSettings
@@ -127,7 +144,11 @@ class Fusion:
         self.responses = Responses(
             self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0
         )
-        self._sequences = _no_sequences(settings.max_tokens)
+        self._segments = open_segments(settings.index, settings.tokenizer)
+        self._corpora = padded([segment.automaton for segment in self._segments])
+        self._damaged = np.zeros(1, np.int64)
+        self._places = no_places(len(self._corpora))
+        self._judged = _nothing_judged(settings.max_tokens)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
 
@@ -136,10 +157,13 @@ class Fusion:
         prompts = as_tokens(prompts, "prompts")
         offsets = as_offsets(offsets, len(prompts))
         slots = self.automata.open(prompts[:0], np.zeros_like(offsets))
-        self._grow(int(slots.max(initial=-1)) + 1)
-        kept = self._sequences
-        kept.started[slots] = NOT_STARTED
-        kept.considered[slots] = 0
+        most = int(slots.max(initial=-1)) + 1
+        if most > len(self._judged.started):
+            self._places = _grown(self._places, most)
+            self._judged = _grown(self._judged, most)
+        self._places.reference[slots] = NONE
+        self._judged.started[slots] = NOT_STARTED
+        self._judged.considered[slots] = 0
         if len(prompts):
             try:
                 self.extend(slots, prompts, offsets)
@@ -148,19 +172,47 @@ class Fusion:
                 raise
         return slots
 
+    def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
+        """Give sequences that have had no draft yet a text that their replies may resemble: a predicted output.
+
+        Its first token is expected right after the prompt. An empty text is none.
+
+        Args:
+            slots: int64 `(n,)`.
+            texts: int32, ragged, by `offsets` int64 `(n + 1,)`.
+
+        Raises:
+            InputError: a bad slot or token, or a sequence that has had a draft, or a reference.
+            CapacityError: more texts than `memory` has room for.
+        """
+        texts = as_tokens(texts, "texts")
+        offsets = as_offsets(offsets, len(texts), len(slots))
+        self.automata.learning(slots)  # raises for a slot that is not open
+        if (self._judged.started[slots] != NOT_STARTED).any() or (self._places.reference[slots] != NONE).any():
+            raise InputError(f"slots: expected sequences without a draft or a reference so far, got {slots}")
+        arrays = self.automata.arrays
+        for slot, start, end in zip(slots, offsets[:-1], offsets[1:], strict=True):
+            if end > start:
+                # As if the text stood behind the prompt: then the end of the prompt leads into it.
+                before = end_of_text(arrays.words, arrays.sequences, slot, REACH)
+                text = np.concatenate([before, texts[start:end]])
+                self._places.reference[slot] = self.automata.open(text, np.array([0, len(text)]))[0]
+                arrays = self.automata.arrays
+
     def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
         """As `Drafter.extend`; errors as `SuffixAutomata.extend`."""
         tokens = as_tokens(tokens)
         offsets = as_offsets(offsets, len(tokens), len(slots))
         grown = self.automata
         status = extend_batch(
-            grown._words, grown._pool, grown._next_page, grown._sequences,
-            self._sequences, self.responses.slots, self.mixer, slots, tokens, offsets,
+            grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
+            self._damaged, self._places, self._judged, self.mixer, slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
         if status == BAD_TOKEN:
             raise InputError(f"tokens: token ids must not be negative, got {int(tokens.min())}")
+        self._drop_damaged()
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
         """As `Drafter.draft`: one chain a sequence."""
@@ -173,11 +225,13 @@ class Fusion:
         offsets = np.empty(len(slots) + 1, np.int64)
         arrays = self.automata.arrays
         status = draft_batch(
-            arrays.words, arrays.sequences, self._sequences, self.responses.slots, self.mixer, SOURCES, slots, budget,
-            longest, max(self.settings.min_probability, self.floor), tokens, parents, probability, source, offsets,
+            arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
+            self._judged, self.mixer, SOURCES, slots, budget, longest, max(self.settings.min_probability, self.floor),
+            tokens, parents, probability, source, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
+        self._drop_damaged()
         used = int(offsets[-1])
         return Drafts(tokens[:used], parents[:used], probability[:used], source[:used], offsets)
 
@@ -186,15 +240,17 @@ class Fusion:
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; the replies become a source for others. Errors as `SuffixAutomata.close`."""
+        self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it
+        if len(np.unique(slots)) != len(slots):
+            raise InputError(f"slots: expected distinct ones, got {slots}")
         if self.responses.enabled:
-            self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it
-            if len(np.unique(slots)) != len(slots):
-                raise InputError(f"slots: expected distinct ones, got {slots}")
-            self.responses.add(slots, self._sequences.started[slots])
-        self.automata.close(slots)
+            self.responses.add(slots, self._judged.started[slots])
+        references = self._places.reference[slots]
+        self._places.reference[slots] = NONE
+        self.automata.close(np.concatenate([slots, references[references != NONE]]))
         if self.responses.rotate():
-            self._sequences.cursors[:, 1] = self._sequences.cursors[:, 0]
-            self._sequences.cursors[:, 0] = self.responses.beginning[0]
+            self._places.others[:, 1] = self._places.others[:, 0]
+            self._places.others[:, 0] = self.responses.beginning[0]
 
     def save(self, path: str | Path) -> None:
         """Write what the predictor has learnt to a file; no text, and no token, is in it."""
@@ -208,18 +264,20 @@ class Fusion:
         """
         self.mixer = read_mixer(Path(path))
 
-    def _grow(self, slots: int) -> None:
-        old = self._sequences
-        if slots > len(old.started):
-            more = max(2 * len(old.started), slots, 16) - len(old.started)
-            self._sequences = Sequences(
-                *(np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)]) for array in old)
-            )
+    def _drop_damaged(self) -> None:
+        """Go on without a segment that turned out to be damaged."""
+        if self._damaged[0]:
+            which = int(self._damaged[0]) - 1
+            logger.warning("freedraft: %s; fusion goes on without it", self._segments[which].damaged())
+            self._damaged[0] = 0
+            automata = list(self._corpora)
+            automata[which] = padded([])[0]
+            self._corpora = tuple(automata)
+            self._places.corpora[:, which] = 0
 
 
-def _no_sequences(longest: int) -> Sequences:
-    return Sequences(
-        np.zeros((0, GENERATIONS, 2), np.int64),
+def _nothing_judged(longest: int) -> Judged:
+    return Judged(
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros((0, longest + 1), np.int32),
@@ -227,57 +285,20 @@ def _no_sequences(longest: int) -> Sequences:
     )
 
 
-@kernel
-def take_up(states: Int32, generations: Int64, kept: Int64, cursors: Int64) -> None:
-    """Copy a sequence's cursors in the generations, `kept`, to `cursors`, its own text's being first there."""
-    for i in range(GENERATIONS):
-        if generations[i] >= 0:
-            cursors[1 + i, 0], cursors[1 + i, 1] = settle(states, kept[i, 0], kept[i, 1]), kept[i, 1]
-
-
-@kernel
-def follow_all(
-    words: Int32, states: Int32, edges: Int32, sequences: Int32, generations: Int64, cursors: Int64, token: int
-) -> None:
-    """Move the cursors in the generations past a token."""
-    for i in range(GENERATIONS):
-        if generations[i] >= 0:
-            root = root_of(sequences, generations[i])
-            state, matched = follow(words, states, edges, root, cursors[1 + i, 0], cursors[1 + i, 1], token)
-            cursors[1 + i, 0], cursors[1 + i, 1] = state, matched
-
-
-@kernel
-def gather_all(
-    words: Int32, states: Int32, sequences: Int32, generations: Int64, own: Int32, cursors: Int64, evidence: Int64
-) -> int:
-    """Evidence from all texts; `cursors` int64 `(1 + GENERATIONS, 2)`, the own text's first."""
-    rows = gather(words, states, own, OWN, cursors[0, 0], cursors[0, 1], evidence, 0)
-    for i in range(len(generations)):
-        if generations[i] >= 0:
-            header = sequences[generations[i]]
-            rows = gather(words, states, header, RESPONSES, cursors[1 + i, 0], cursors[1 + i, 1], evidence, rows)
-    return rows
+def _grown(arrays: Any, slots: int) -> Any:
+    """A tuple of arrays with a row a slot, with room for so many."""
+    more = max(2 * len(arrays[0]), slots, 16) - len(arrays[0])
+    return type(arrays)(*(np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)]) for array in arrays))
 
 
 @kernel
 def learn_position(
-    words: Int32,
-    states: Int32,
-    edges: Int32,
-    sequences: Int32,
-    generations: Int64,
-    mixer: Mixer,
-    own: Int32,
-    cursors: Int64,
-    evidence: Int64,
-    candidates: Candidates,
-    token: int,
+    texts: Texts, mixer: Mixer, at: Cursors, evidence: Int64, candidates: Candidates, token: int
 ) -> None:
     """Let the mixer see that `token` was committed where the cursors are."""
-    rows = gather_all(words, states, sequences, generations, own, cursors, evidence)
+    rows = gather_all(texts, at, evidence)
     if rows > 0:
-        found = predict(words, states, edges, evidence, rows, mixer, candidates)
+        found = predict(texts, evidence, rows, mixer, candidates)
         learn(evidence, rows, mixer, candidates, found, token)
 
 
@@ -287,8 +308,11 @@ def extend_batch(
     pool: Int32,
     next_page: Int32,
     sequences: Int32,
-    kept: Sequences,
     generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    judged: Judged,
     mixer: Mixer,
     slots: Int64,
     tokens: Int32,
@@ -301,39 +325,36 @@ def extend_batch(
     for token in tokens:
         if token < 0:
             return BAD_TOKEN
-    states = words.reshape(-1, STATE_WORDS)
-    edges = words.reshape(-1, 2)
+    texts = Texts(words, words.reshape(-1, STATE_WORDS), words.reshape(-1, 2), sequences, generations, corpora, damaged)
     evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
     parts = room()
     candidates = Candidates(parts[0], parts[1], parts[2], parts[3])
-    cursors = np.empty((1 + GENERATIONS, 2), np.int64)
+    at = new_cursors(texts)
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
-        replying = kept.started[slot] >= 0
+        replying = judged.started[slot] >= 0
         judging = replying
         if replying:
-            take_up(states, generations, kept.cursors[slot], cursors)
+            take_up(texts, places, slot, at)
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
                 depth = i - offsets[row]
-                if judging and depth < kept.considered[slot]:
-                    judging = kept.tokens[slot, depth] == token
-                    learn_correction(mixer, depth, kept.mixed[slot, depth], judging)
-                cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-                learn_position(
-                    words, states, edges, sequences, generations, mixer, own, cursors, evidence, candidates, token
-                )
+                if judging and depth < judged.considered[slot]:
+                    judging = judged.tokens[slot, depth] == token
+                    learn_correction(mixer, depth, judged.mixed[slot, depth], judging)
+                read_own(texts, at)
+                learn_position(texts, mixer, at, evidence, candidates, token)
             learning = own[HEAD_LEARNING] != 0
-            if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
+            if not (learning and learn_token(words, texts.states, texts.edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
-                follow_token(words, states, edges, own, token)
+                follow_token(words, texts.states, texts.edges, own, token)
             if replying:
-                follow_all(words, states, edges, sequences, generations, cursors, token)
+                follow_others(texts, at, token)
         if replying:
-            kept.cursors[slot] = cursors[1:]
-        kept.considered[slot] = 0
+            put_back(places, slot, at)
+        judged.considered[slot] = 0
     return FINE
 
 
@@ -341,8 +362,11 @@ def extend_batch(
 def draft_batch(
     words: Int32,
     sequences: Int32,
-    kept: Sequences,
     generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    judged: Judged,
     mixer: Mixer,
     sources: UInt8,
     slots: Int64,
@@ -356,12 +380,11 @@ def draft_batch(
     offsets: Int64,
 ) -> int:
     """Write the likeliest chain of each sequence; FINE, or BAD_SLOT."""
-    states = words.reshape(-1, STATE_WORDS)
-    edges = words.reshape(-1, 2)
+    texts = Texts(words, words.reshape(-1, STATE_WORDS), words.reshape(-1, 2), sequences, generations, corpora, damaged)
     evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
     parts = room()
     candidates = Candidates(parts[0], parts[1], parts[2], parts[3])
-    cursors = np.empty((1 + GENERATIONS, 2), np.int64)
+    at = new_cursors(texts)
     used = 0
     offsets[0] = 0
     for slot in slots:
@@ -369,23 +392,17 @@ def draft_batch(
             return BAD_SLOT
     for row in range(len(slots)):
         slot = slots[row]
-        own = sequences[slot]
-        if kept.started[slot] == NOT_STARTED:
-            kept.started[slot] = own[HEAD_LENGTH]
-            for i in range(GENERATIONS):
-                if generations[i] >= 0:
-                    root = root_of(sequences, generations[i])
-                    state, matched = find_end(words, states, edges, own, root)
-                    kept.cursors[slot, i, 0], kept.cursors[slot, i, 1] = state, matched
-        cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-        take_up(states, generations, kept.cursors[slot], cursors)
+        if judged.started[slot] == NOT_STARTED:
+            judged.started[slot] = sequences[slot, HEAD_LENGTH]
+            begin(texts, places, slot)
+        take_up(texts, places, slot, at)
         likelihood = 1.0
         depth = 0
         most = min(longest, budget[row])
-        kept.considered[slot] = 0
+        judged.considered[slot] = 0
         while depth < most:
-            rows = gather_all(words, states, sequences, generations, own, cursors, evidence)
-            found = 0 if rows == 0 else predict(words, states, edges, evidence, rows, mixer, candidates)
+            rows = gather_all(texts, at, evidence)
+            found = 0 if rows == 0 else predict(texts, evidence, rows, mixer, candidates)
             if found == 0:
                 break
             best = 0
@@ -393,9 +410,9 @@ def draft_batch(
                 if candidates.mixed[j] > candidates.mixed[best]:
                     best = j
             token = candidates.tokens[best]
-            kept.tokens[slot, depth] = token
-            kept.mixed[slot, depth] = candidates.mixed[best]
-            kept.considered[slot] = depth + 1
+            judged.tokens[slot, depth] = token
+            judged.mixed[slot, depth] = candidates.mixed[best]
+            judged.considered[slot] = depth + 1
             likelihood *= correct(mixer, depth, candidates.mixed[best])
             if likelihood < min_probability:
                 break
@@ -411,10 +428,7 @@ def draft_batch(
             used += 1
             depth += 1
             if depth < most:
-                state, matched = advance(
-                    words, states, edges, root_of(sequences, slot), cursors[0, 0], cursors[0, 1], token
-                )
-                cursors[0, 0], cursors[0, 1] = state, matched
-                follow_all(words, states, edges, sequences, generations, cursors, token)
+                advance_own(texts, at, token)
+                follow_others(texts, at, token)
         offsets[row + 1] = used
     return FINE

@@ -24,9 +24,9 @@ from freedraft.plugins.evidence import (
     MAX_CONTEXTS,
     SEEN,
     SEPARATOR,
-    times_of,
 )
 from freedraft.plugins.own_text import ESCAPE
+from freedraft.plugins.texts import Texts, times_in
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 
@@ -161,9 +161,7 @@ def squash(odds: float) -> float:
 
 
 @kernel
-def predict(
-    words: Int32, states: Int32, edges: Int32, evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates
-) -> int:
+def predict(texts: Texts, evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates) -> int:
     """Fill `candidates` with the likeliest token of each context, mixed; return how many there are."""
     found = 0
     longest = 0
@@ -182,7 +180,7 @@ def predict(
         odds = BIAS_INPUT * weights[BIAS]
         for i in range(rows):
             seen = evidence[i, SEEN]
-            times = min(seen, times_of(words, states, edges, evidence[i], token))
+            times = min(seen, times_in(texts, evidence[i], token))
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
             rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share_bucket(times, seen)
             rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)

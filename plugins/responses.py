@@ -78,3 +78,14 @@ def copy_text(words: Int32, sequences: Int32, slot: int, start: int) -> Int32:
         text[i] = text_at(words, header, start + i)
     text[length] = SEPARATOR
     return text
+
+
+@kernel
+def end_of_text(words: Int32, sequences: Int32, slot: int, most: int) -> Int32:
+    """The last `most` tokens of a slot's learnt text; fewer if it has no more."""
+    header = sequences[slot]
+    length = header[HEAD_LENGTH]
+    text = np.empty(min(length, most), np.int32)
+    for i in range(len(text)):
+        text[i] = text_at(words, header, length - len(text) + i)
+    return text

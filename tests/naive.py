@@ -208,7 +208,7 @@ MIX_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40)
 MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
 MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
-OWN_TEXT, REPLIES = 0, 1
+OWN_TEXT, REPLIES, CORPUS, REFERENCE = range(4)
 
 
 def float32(value: float) -> float:
@@ -232,12 +232,46 @@ class Evidence:
         latest = {token: i for i, token in enumerate(self.followed)}
         return max(latest, key=lambda token: (self.followed.count(token), latest[token]))
 
+    @property
+    def latest(self) -> int:
+        return self.followed[-1]
+
     def times(self, token: int) -> int:
         """How often the token followed; where it is not the likeliest, the text's last token does not count yet."""
         times = self.followed.count(token)
         if times and token != self.likeliest and token in self.ends_text:
             return max(1, times - 1)
         return times
+
+
+class CorpusEvidence(Evidence):
+    """A context in a corpus' documents: every continuation counts, and none is the latest."""
+
+    @property
+    def likeliest(self) -> int:
+        return min(self.followed, key=lambda token: (-self.followed.count(token), token))
+
+    @property
+    def latest(self) -> int:
+        return -1
+
+    def times(self, token: int) -> int:
+        return self.followed.count(token)
+
+
+def evidence_in_corpus(
+    kind: int, documents: Sequence[Sequence[int]], before: Sequence[int], most: int
+) -> list[Evidence]:
+    """The `most` longest contexts in a segment's documents of a position that comes after `before`."""
+    found: list[Evidence] = []
+    seen = 0
+    for length in range(index_match(documents, before), 0, -1):
+        string = before[len(before) - length :]
+        followed = tuple(token for token, times in index_continuations(documents, string).items() for _ in range(times))
+        if followed and len(followed) != seen and len(found) < most:
+            found.append(CorpusEvidence(kind, length, followed, frozenset()))
+        seen = len(followed) or seen
+    return found
 
 
 def evidence_in(kind: int, text: Sequence[int], before: Sequence[int], most: int) -> list[Evidence]:
@@ -301,7 +335,7 @@ class Mixing:
                 else:
                     share = 9 if times >= seen else 1 + 8 * times // (seen + 1)
                 length = _bucket(MIX_LENGTHS, context.length)
-                latest = int(context.followed[-1] == token)
+                latest = int(context.latest == token)
                 key = (context.kind, length, _bucket(MIX_SEENS, seen), share, latest)
                 rate = self.rate(key)
                 inputs.append((key, math.log(rate / (1 - rate))))
@@ -352,10 +386,21 @@ def _bucket(ends: Sequence[int], value: int) -> int:
 
 
 class Fusing:
-    """One sequence of fusion; `replies` are the texts of earlier ones, the youngest generation first."""
+    """One sequence of fusion; `replies` are the texts of earlier ones, the youngest generation first.
 
-    def __init__(self, mixing: Mixing, prompt: Sequence[int], replies: Sequence[Sequence[int]] = ()) -> None:
-        self.mixing, self.text, self.replies = mixing, list(prompt), replies
+    `reference` is a text expected behind the prompt; each of the `corpora` is the documents of a segment.
+    """
+
+    def __init__(
+        self,
+        mixing: Mixing,
+        prompt: Sequence[int],
+        replies: Sequence[Sequence[int]] = (),
+        reference: Sequence[int] = (),
+        corpora: Sequence[Sequence[Sequence[int]]] = (),
+    ) -> None:
+        self.mixing, self.text, self.replies, self.corpora = mixing, list(prompt), replies, corpora
+        self.reference = [*prompt[-mixing.reach :], *reference] if reference else []
         self.started: int | None = None
         self.considered: list[tuple[int, float]] = []
 
@@ -365,6 +410,9 @@ class Fusing:
         found = evidence_in(OWN_TEXT, self.text, before, most)
         for reply in self.replies:
             found += evidence_in(REPLIES, reply, before[-self.mixing.reach :], most)
+        found += evidence_in(REFERENCE, self.reference, before[-self.mixing.reach :], most)
+        for documents in self.corpora:
+            found += evidence_in_corpus(CORPUS, documents, before, most)
         return found
 
     def extend(self, tokens: Sequence[int]) -> None:

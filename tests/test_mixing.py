@@ -8,11 +8,13 @@ import pytest
 import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from small_index import create
 
 from freedraft.plugins import mixing
 from freedraft.plugins.evidence import CONTEXTS_A_TEXT, KINDS, REACH, SEPARATOR
 from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.registry import make_drafter
+from freedraft.plugins.texts import SHORTENED
 from freedraft.retrieval.growth import CHAIN_CAP
 from freedraft.retrieval.ragged import ragged
 
@@ -78,6 +80,40 @@ def test_equals_naive(requests, budget, least, scope):
         ours.close(slots)
         if scope == "engine" and expected.reply:
             replies += [*expected.reply, SEPARATOR]
+    assert_same_knowledge(ours.mixer, reference)
+
+
+@given(sessions(), st.data())
+@settings(max_examples=60)
+def test_equals_naive_with_corpora_and_references(tmp_path_factory, requests, data):
+    whole = [prompt + [token for piece in pieces for token in piece] for prompt, pieces in requests]
+    assume(all(len(naive.contexts(text[:n])) < CHAIN_CAP for text in whole for n in range(len(text) + 1)))
+    assume(all(token != SEPARATOR for text in whole for token in text))
+    corpora = [
+        [text[data.draw(st.integers(0, 5)) :] + data.draw(strategies.texts(max_size=6)) for text in whole]
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    # Beyond, fewer contexts are looked at; a draft makes them longer.
+    ends = [text[:n] for text in whole for n in range(len(text) + 1)]
+    assume(all(naive.index_match(rows, text) < SHORTENED - 4 for rows in corpora for text in ends))
+    folder = create(tmp_path_factory.mktemp("index"), *corpora)
+    ours = fusion(scope="off", index=folder)
+    reference = twin()
+    for prompt, pieces in requests:
+        predicted = data.draw(strategies.texts(max_size=5)) + [token for piece in pieces for token in piece]
+        cut = data.draw(st.integers(0, len(predicted)))
+        predicted = predicted[:cut] + [3] + predicted[cut + 1 :]
+        slots = ours.open(*ragged([prompt]))
+        ours.refer(slots, *ragged([predicted]))
+        expected = naive.Fusing(reference, prompt, [], predicted, corpora)
+        for piece in pieces:
+            drafts = ours.draft(slots, np.array([4], np.int32))
+            tokens, probabilities = expected.draft(4, 0)
+            assert drafts.tokens.tolist() == tokens
+            assert drafts.probability == pytest.approx(probabilities, rel=1e-5)
+            ours.extend(slots, *ragged([piece]))
+            expected.extend(piece)
+        ours.close(slots)
     assert_same_knowledge(ours.mixer, reference)
 
 
