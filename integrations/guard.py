@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from freedraft.plugins.base import Drafter, Drafts, Feedback
+from freedraft.plugins.base import Drafter, Drafts, Feedback, TakesReference
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64
 
@@ -111,6 +111,13 @@ class Guard:
         with self._lock:
             if self.feedback and not self.retired(slots).any():
                 self._ran(lambda: self.drafter.observe(self._inner[slots], feedback))
+
+    def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
+        """As `TakesReference.refer`; never raises. Skipped when any of the slots is retired."""
+        with self._lock:
+            drafter = self.drafter
+            if isinstance(drafter, TakesReference) and not self.retired(slots).any():
+                self._ran(lambda: drafter.refer(self._inner[slots], texts, offsets))
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; never raises."""

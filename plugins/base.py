@@ -1,4 +1,4 @@
-"""The vocabulary that drafters and runtimes share: `Drafter`, `Drafts`, `Feedback`."""
+"""The vocabulary that drafters and runtimes share: `Drafter`, `Drafts`, `Feedback`, and what some drafters add."""
 
 from __future__ import annotations
 
@@ -134,4 +134,13 @@ class Drafter(Protocol):
 
     def close(self, slots: Int64) -> None:
         """End the sequences; their memory is reused."""
+        ...
+
+
+@runtime_checkable
+class TakesReference(Protocol):
+    """A drafter that can also use a text that comes with a request: one that the reply is expected to resemble."""
+
+    def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
+        """Give sequences that have had no draft yet such a text each, ragged int32; an empty one is none."""
         ...

@@ -29,11 +29,13 @@ class Text:
 
     Attributes:
         tokens: prompt and output so far.
+        reference: a text that the output may resemble; empty = none.
         retry_after: tokens to wait from the loss on.
         retry_at: the length at which to open it; None while it is not lost.
     """
 
     tokens: list[int]
+    reference: Int32
     retry_after: int = FIRST_RETRY
     retry_at: int | None = None
 
@@ -60,15 +62,22 @@ class Drafting:
         statistics: where its time and its errors are counted.
         why_no_trees: the reason why a tree is to be cut down to its likeliest branch; None leaves it whole.
         pacer: cuts drafts to what pays; None leaves them whole.
+        references: int32, texts that the outputs may resemble, one a sequence; empty = none.
     """
 
     def __init__(
-        self, guard: Guard, statistics: Statistics, why_no_trees: str | None = None, pacer: Pacer | None = None
+        self,
+        guard: Guard,
+        statistics: Statistics,
+        why_no_trees: str | None = None,
+        pacer: Pacer | None = None,
+        references: Sequence[Int32] = (),
     ) -> None:
         self._guard = guard
         self._statistics = statistics
         self._why_no_trees = why_no_trees
         self._pacer = pacer
+        self._references = references
         self._drafts = Drafts.empty(0)
         self._errors_before = guard.errors
         self._slots: Int64 = np.empty(0, np.int64)
@@ -88,9 +97,10 @@ class Drafting:
     def open(self, prompts: Sequence[Int32], vocabulary: int) -> None:
         """Start with `prompts` int32; drafts with ids from `vocabulary` up are refused."""
         started = perf_counter()
-        self._texts = [Text(prompt.tolist()) for prompt in prompts]
+        references = self._references or [np.empty(0, np.int32)] * len(prompts)
+        self._texts = [Text(prompt.tolist(), text) for prompt, text in zip(prompts, references, strict=True)]
         self._vocabulary = vocabulary
-        self._slots = self._guard.open(np.concatenate(prompts), _offsets([len(prompt) for prompt in prompts]))
+        self._slots = self._open(prompts, references)
         self._statistics.drafting_seconds += perf_counter() - started
 
     def draft(self, budgets: Sequence[int]) -> list[Draft]:
@@ -163,8 +173,14 @@ class Drafting:
         for row in lost.tolist():
             if self._texts[row].due():
                 self._guard.close(self._slots[row : row + 1])
-                tokens = np.array(self._texts[row].tokens, np.int32)
-                self._slots[row : row + 1] = self._guard.open(tokens, _offsets([len(tokens)]))
+                text = self._texts[row]
+                self._slots[row : row + 1] = self._open([np.array(text.tokens, np.int32)], [text.reference])
+
+    def _open(self, texts: Sequence[Int32], references: Sequence[Int32]) -> Int64:
+        slots = self._guard.open(np.concatenate(texts), _offsets([len(text) for text in texts]))
+        if any(len(text) for text in references):
+            self._guard.refer(slots, np.concatenate(references), _offsets([len(text) for text in references]))
+        return slots
 
 
 def together(rows: Sequence[Feedback]) -> Feedback:

@@ -18,6 +18,7 @@ from freedraft.integrations.hf.batches import pad_token, padded, row_criteria, r
 from freedraft.integrations.hf.drafting import Drafting
 from freedraft.integrations.hf.loop import Loop
 from freedraft.integrations.hf.recorder import Recorder, result
+from freedraft.integrations.hf.reference import Reference, as_references
 from freedraft.integrations.hf.refusals import check_request
 from freedraft.integrations.hf.row import Row
 from freedraft.integrations.hf.settings import GenerateSettings
@@ -26,7 +27,7 @@ from freedraft.integrations.hf.stopping import Stopping
 from freedraft.integrations.hf.target import Target
 from freedraft.integrations.hf.tokens import Tokens
 from freedraft.integrations.hf.verification import Verification
-from freedraft.plugins.base import Drafter
+from freedraft.plugins.base import Drafter, TakesReference
 from freedraft.plugins.config import SECTIONS, Config, parse_config, validate_settings
 from freedraft.plugins.pacing import pacer_for
 from freedraft.plugins.registry import drafter_from_config
@@ -98,18 +99,23 @@ class Speculative:
         stopping_criteria: StoppingCriteriaList,
         generation_config: Any,
         stop_strings: str | list[str] | None = None,
+        reference: Reference | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Decode; called by `generate`, which has prepared the arguments.
 
         `stop_strings` is named here for `generate` to leave it to us, for its own way to it loses the tokenizer.
 
+        Args:
+            reference: a text that the output is expected to resemble, the file to be edited say: `generate(...,
+                reference=text)`. A string, which needs the tokenizer, or token ids; or a list of them, one a prompt.
+
         Returns:
             What `generate` returns: int64 `(rows, length)`, or a `GenerateDecoderOnlyOutput`.
 
         Raises:
             UnsupportedError: a model or options that can't be decoded speculatively.
-            InputError: an empty prompt, or stop strings without a tokenizer.
+            InputError: an empty prompt, strings without a tokenizer, or not a reference a prompt.
         """
         started = perf_counter()
         check_request(model, input_ids, generation_config, model_kwargs)
@@ -129,7 +135,8 @@ class Speculative:
             verification = Verification(rule, processors, recorder, input_ids.device)
             stopping = Stopping(row_criteria(criteria, count, model))
             rows.append(Row(Tokens(input_ids[i : i + 1]), verification, stopping, recorder, self.streamer))
-        drafting = Drafting(self._guard, statistics, target.why_no_trees, self._pacer)
+        references = as_references(reference, count, self.tokenizer) if self._can_refer(reference) else []
+        drafting = Drafting(self._guard, statistics, target.why_no_trees, self._pacer, references)
         prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
         try:
             if self.streamer is not None:
@@ -146,6 +153,11 @@ class Speculative:
                 self.totals = self.totals + statistics
         sequences = padded([row.tokens.committed() for row in rows], padding)
         return result([row.recorder for row in rows], sequences, target.cache)
+
+    def _can_refer(self, reference: Reference | None) -> bool:
+        if reference is not None and not isinstance(self.drafter, TakesReference):
+            raise UnsupportedError(f"reference: {type(self.drafter).__name__} takes none; fusion does")
+        return reference is not None
 
     def _stop_strings(self, stop_strings: str | list[str] | None) -> list[StoppingCriteria]:
         if not stop_strings:
