@@ -13,24 +13,25 @@ from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN, REACH
 from freedraft.plugins.indexes import open_segments
-from freedraft.plugins.mixing import Candidates, Mixer, correct, learn, learn_correction, predict, room
+from freedraft.plugins.mixing import Mixer, correct, find_candidates, learn, learn_correction, predict, room
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.responses import GENERATIONS, Responses, end_of_text
 from freedraft.plugins.texts import (
     NONE,
-    Cursors,
     Places,
-    Texts,
     advance_own,
     begin,
+    count_corpora,
+    count_texts,
+    follow_corpora,
     follow_others,
-    gather_all,
+    gather_corpora,
+    gather_texts,
     new_cursors,
     no_places,
     padded,
     put_back,
-    read_own,
     take_up,
 )
 from freedraft.retrieval.automaton import SuffixAutomata
@@ -42,6 +43,8 @@ from freedraft.retrieval.growth import (
     FINE,
     HEAD_LEARNING,
     HEAD_LENGTH,
+    HEAD_MATCH,
+    HEAD_MATCH_LENGTH,
     follow_token,
     is_open,
     learn_token,
@@ -147,7 +150,7 @@ class Fusion:
         self._segments = open_segments(settings.index, settings.tokenizer)
         self._corpora = padded([segment.automaton for segment in self._segments])
         self._damaged = np.zeros(1, np.int64)
-        self._places = no_places(len(self._corpora))
+        self._places = no_places(len(self._segments))
         self._judged = _nothing_judged(settings.max_tokens)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
@@ -292,17 +295,6 @@ def _grown(arrays: Any, slots: int) -> Any:
 
 
 @kernel
-def learn_position(
-    texts: Texts, mixer: Mixer, at: Cursors, evidence: Int64, candidates: Candidates, token: int
-) -> None:
-    """Let the mixer see that `token` was committed where the cursors are."""
-    rows = gather_all(texts, at, evidence)
-    if rows > 0:
-        found = predict(texts, evidence, rows, mixer, candidates)
-        learn(evidence, rows, mixer, candidates, found, token)
-
-
-@kernel
 def extend_batch(
     words: Int32,
     pool: Int32,
@@ -325,18 +317,18 @@ def extend_batch(
     for token in tokens:
         if token < 0:
             return BAD_TOKEN
-    texts = Texts(words, words.reshape(-1, STATE_WORDS), words.reshape(-1, 2), sequences, generations, corpora, damaged)
+    states = words.reshape(-1, STATE_WORDS)
+    edges = words.reshape(-1, 2)
     evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    parts = room()
-    candidates = Candidates(parts[0], parts[1], parts[2], parts[3])
-    at = new_cursors(texts)
+    candidates = room()
+    texts, cursors, in_corpora = new_cursors(places)
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
         replying = judged.started[slot] >= 0
         judging = replying
         if replying:
-            take_up(texts, places, slot, at)
+            take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
@@ -344,16 +336,25 @@ def extend_batch(
                 if judging and depth < judged.considered[slot]:
                     judging = judged.tokens[slot, depth] == token
                     learn_correction(mixer, depth, judged.mixed[slot, depth], judging)
-                read_own(texts, at)
-                learn_position(texts, mixer, at, evidence, candidates, token)
+                cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
+                rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+                rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+                found = find_candidates(evidence, rows, candidates)
+                if found > 0:
+                    tokens_found = candidates.tokens[:found]
+                    count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+                    count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+                    predict(evidence, rows, mixer, candidates, found)
+                    learn(evidence, rows, mixer, candidates, found, token)
             learning = own[HEAD_LEARNING] != 0
-            if not (learning and learn_token(words, texts.states, texts.edges, pool, next_page, own, token)):
+            if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
-                follow_token(words, texts.states, texts.edges, own, token)
+                follow_token(words, states, edges, own, token)
             if replying:
-                follow_others(texts, at, token)
+                follow_others(words, states, edges, sequences, texts, cursors, token)
+                follow_corpora(corpora, damaged, in_corpora, token)
         if replying:
-            put_back(places, slot, at)
+            put_back(places, slot, cursors, in_corpora)
         judged.considered[slot] = 0
     return FINE
 
@@ -380,11 +381,11 @@ def draft_batch(
     offsets: Int64,
 ) -> int:
     """Write the likeliest chain of each sequence; FINE, or BAD_SLOT."""
-    texts = Texts(words, words.reshape(-1, STATE_WORDS), words.reshape(-1, 2), sequences, generations, corpora, damaged)
+    states = words.reshape(-1, STATE_WORDS)
+    edges = words.reshape(-1, 2)
     evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    parts = room()
-    candidates = Candidates(parts[0], parts[1], parts[2], parts[3])
-    at = new_cursors(texts)
+    candidates = room()
+    texts, cursors, in_corpora = new_cursors(places)
     used = 0
     offsets[0] = 0
     for slot in slots:
@@ -394,17 +395,22 @@ def draft_batch(
         slot = slots[row]
         if judged.started[slot] == NOT_STARTED:
             judged.started[slot] = sequences[slot, HEAD_LENGTH]
-            begin(texts, places, slot)
-        take_up(texts, places, slot, at)
+            begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
+        take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         likelihood = 1.0
         depth = 0
         most = min(longest, budget[row])
         judged.considered[slot] = 0
         while depth < most:
-            rows = gather_all(texts, at, evidence)
-            found = 0 if rows == 0 else predict(texts, evidence, rows, mixer, candidates)
+            rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+            rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+            found = find_candidates(evidence, rows, candidates)
             if found == 0:
                 break
+            tokens_found = candidates.tokens[:found]
+            count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+            count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+            predict(evidence, rows, mixer, candidates, found)
             best = 0
             for j in range(1, found):
                 if candidates.mixed[j] > candidates.mixed[best]:
@@ -428,7 +434,8 @@ def draft_batch(
             used += 1
             depth += 1
             if depth < most:
-                advance_own(texts, at, token)
-                follow_others(texts, at, token)
+                advance_own(words, states, edges, sequences, texts, cursors, token)
+                follow_others(words, states, edges, sequences, texts, cursors, token)
+                follow_corpora(corpora, damaged, in_corpora, token)
         offsets[row + 1] = used
     return FINE

@@ -26,7 +26,6 @@ from freedraft.plugins.evidence import (
     SEPARATOR,
 )
 from freedraft.plugins.own_text import ESCAPE
-from freedraft.plugins.texts import Texts, times_in
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 
@@ -79,12 +78,14 @@ class Candidates(NamedTuple):
 
     Attributes:
         tokens: int64 `(MAX_CANDIDATES,)`.
+        times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context.
         mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
         rate: int64, likewise: which rate each input is.
     """
 
     tokens: Int64
+    times: Int64
     mixed: Float64
     stretched: Float64
     rate: Int64
@@ -117,10 +118,11 @@ def start() -> Mixer:
 
 
 @kernel
-def room() -> tuple[Int64, Float64, Float64, Int64]:
-    """The arrays of `Candidates`."""
-    return (
+def room() -> Candidates:
+    """Room for the candidates of one position."""
+    return Candidates(
         np.empty(MAX_CANDIDATES, np.int64),
+        np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
         np.empty(MAX_CANDIDATES, np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
@@ -161,12 +163,10 @@ def squash(odds: float) -> float:
 
 
 @kernel
-def predict(texts: Texts, evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates) -> int:
-    """Fill `candidates` with the likeliest token of each context, mixed; return how many there are."""
+def find_candidates(evidence: Int64, rows: int, candidates: Candidates) -> int:
+    """Fill `candidates.tokens` with the likeliest token of each context; return how many there are."""
     found = 0
-    longest = 0
     for i in range(rows):
-        longest = max(longest, evidence[i, MATCHED])
         token = evidence[i, LIKELIEST]
         known = token == SEPARATOR
         for j in range(found):
@@ -174,13 +174,19 @@ def predict(texts: Texts, evidence: Int64, rows: int, mixer: Mixer, candidates: 
         if not known and found < MAX_CANDIDATES:
             candidates.tokens[found] = token
             found += 1
-    weights = mixer.weights[bucket(LENGTHS, longest)]
+    return found
+
+
+@kernel
+def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int) -> None:
+    """Mix the evidence for each of the first `found` candidates, whose `times` are known."""
+    weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     for j in range(found):
         token = candidates.tokens[j]
         odds = BIAS_INPUT * weights[BIAS]
         for i in range(rows):
             seen = evidence[i, SEEN]
-            times = min(seen, times_in(texts, evidence[i], token))
+            times = min(seen, candidates.times[j, i])
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
             rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share_bucket(times, seen)
             rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
@@ -188,16 +194,21 @@ def predict(texts: Texts, evidence: Int64, rows: int, mixer: Mixer, candidates: 
             candidates.stretched[j, i] = stretch(mixer.rates[rate])
             odds += weights[place] * candidates.stretched[j, i]
         candidates.mixed[j] = squash(odds)
-    return found
+
+
+@kernel
+def longest_match(evidence: Int64, rows: int) -> int:
+    """Tokens of the longest context."""
+    longest = 0
+    for i in range(rows):
+        longest = max(longest, evidence[i, MATCHED])
+    return longest
 
 
 @kernel
 def learn(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, committed: int) -> None:
     """Move rates and weights towards what was committed, after `predict` for that position."""
-    longest = 0
-    for i in range(rows):
-        longest = max(longest, evidence[i, MATCHED])
-    weights = mixer.weights[bucket(LENGTHS, longest)]
+    weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     for j in range(found):
         right = 1.0 if candidates.tokens[j] == committed else 0.0
         error = LEARNING_RATE * (right - candidates.mixed[j])

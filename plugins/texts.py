@@ -2,6 +2,8 @@
 
 A sequence has its own text; earlier replies, in generations, which all sequences share; a reference of its own, if one
 was given; and corpora, mapped from disk. All but the corpora live in one arena of automata, as slots there.
+
+Kernels take the arrays one by one: in a tuple they cost half as much time again.
 """
 
 from __future__ import annotations
@@ -10,15 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from freedraft.plugins import evidence as columns
 from freedraft.plugins.evidence import (
     CONTEXTS_A_TEXT,
     CORPUS,
+    KIND,
+    LATEST,
+    LIKELIEST,
+    MATCHED,
     NO_STATE,
     OWN,
+    PLACE,
     REACH,
     REFERENCE,
     RESPONSES,
+    SEEN,
+    TEXT,
+    TIMES,
     advance,
     find_end,
     follow,
@@ -37,31 +46,7 @@ from freedraft.retrieval.ragged import Int32, Int64
 
 NONE = -1
 OTHERS = GENERATIONS + 1  # texts in the arena beside the own one: the generations, then the reference
-THE_REFERENCE = GENERATIONS
 SHORTENED = 12
-
-
-class Texts(NamedTuple):
-    """All texts, as kernels read them.
-
-    Attributes:
-        words: int32, the arena of the automata.
-        states: the same by states, `words.reshape(-1, STATE_WORDS)`.
-        edges: the same by edges, `words.reshape(-1, 2)`.
-        sequences: int32, the headers of the arena's texts.
-        generations: int64 `(GENERATIONS,)`, slots of the earlier replies, `NONE` where there is none.
-        corpora: automata of segments; at least one, for kernels know no empty tuple, and as many as a power of two,
-            for they are compiled anew for each number: `padded` fills up with automata of nothing.
-        damaged: int64 `(1,)`, 1 + the corpus that turned out to be damaged; 0 = none.
-    """
-
-    words: Int32
-    states: Int32
-    edges: Int32
-    sequences: Int32
-    generations: Int64
-    corpora: tuple[Automaton, ...]
-    damaged: Int64
 
 
 class Places(NamedTuple):
@@ -78,24 +63,11 @@ class Places(NamedTuple):
     corpora: Int32
 
 
-class Cursors(NamedTuple):
-    """Where one sequence, or a draft of it, is in all texts; room that kernels use again and again.
-
-    Attributes:
-        slots: int64 `(1 + OTHERS,)`, the slots of its own text and of the others in the arena, or `NONE`.
-        places: int64 `(1 + OTHERS, 2)`, state and matched tokens in each.
-        corpora: int32 `(corpora, CURSOR_FIELDS)`.
-        scratch: int32 `(CURSOR_FIELDS,)`.
-    """
-
-    slots: Int64
-    places: Int64
-    corpora: Int32
-    scratch: Int32
-
-
 def padded(automata: list[Automaton]) -> tuple[Automaton, ...]:
-    """`Texts.corpora` for these."""
+    """These, then automata of nothing up to a power of two, at least one.
+
+    Kernels know no empty tuple, and are compiled anew for each length of one.
+    """
     nodes = np.zeros((1, NODE_FIELDS), np.int32)
     nodes[0, TOKEN] = nodes[0, TARGET] = NONE
     nothing = Automaton(np.zeros(0, np.int32), nodes, np.zeros((0, EDGE_FIELDS), np.int32))
@@ -116,129 +88,165 @@ def no_places(corpora: int) -> Places:
 
 
 @kernel
-def new_cursors(texts: Texts) -> Cursors:
-    """Room for the cursors of one sequence."""
-    return Cursors(
+def new_cursors(places: Places) -> tuple[Int64, Int64, Int32]:
+    """Room for where one sequence, or a draft of it, is in all texts.
+
+    Returns:
+        slots int64 `(1 + OTHERS,)`, of its own text and the others in the arena, `NONE` where there is none; cursors
+        int64 `(1 + OTHERS, 2)`, state and matched tokens in each; corpora int32 `(corpora, CURSOR_FIELDS)`.
+    """
+    return (
         np.empty(1 + OTHERS, np.int64),
         np.empty((1 + OTHERS, 2), np.int64),
-        np.empty((len(texts.corpora), CURSOR_FIELDS), np.int32),
-        np.empty(CURSOR_FIELDS, np.int32),
+        np.empty((places.corpora.shape[1], CURSOR_FIELDS), np.int32),
     )
 
 
 @kernel
-def begin(texts: Texts, places: Places, slot: int) -> None:
+def begin(
+    words: Int32,
+    states: Int32,
+    edges: Int32,
+    sequences: Int32,
+    generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    slot: int,
+) -> None:
     """Find a sequence's end in the other texts, of which it saw nothing so far. O(`REACH`) a text."""
-    own = texts.sequences[slot]
+    own = sequences[slot]
     for i in range(OTHERS):
-        other = texts.generations[i] if i < GENERATIONS else places.reference[slot]
+        other = generations[i] if i < GENERATIONS else places.reference[slot]
         if other >= 0:
-            root = root_of(texts.sequences, other)
-            state, matched = find_end(texts.words, texts.states, texts.edges, own, root)
+            state, matched = find_end(words, states, edges, own, root_of(sequences, other))
             places.others[slot, i, 0], places.others[slot, i, 1] = state, matched
-    for i in range(len(texts.corpora)):
-        cursor = places.corpora[slot, i]
-        index.to_root(cursor)
-        if own[HEAD_LEARNING] != 0:
-            for position in range(max(0, own[HEAD_LENGTH] - REACH), own[HEAD_LENGTH]):
-                _advance_in_corpus(texts, i, cursor, text_at(texts.words, own, position))
+    for i in range(places.corpora.shape[1]):
+        index.to_root(places.corpora[slot, i])
+    if own[HEAD_LEARNING] != 0:
+        for position in range(max(0, own[HEAD_LENGTH] - REACH), own[HEAD_LENGTH]):
+            follow_corpora(corpora, damaged, places.corpora[slot], text_at(words, own, position))
 
 
 @kernel
-def take_up(texts: Texts, places: Places, slot: int, at: Cursors) -> None:
+def take_up(
+    states: Int32,
+    sequences: Int32,
+    generations: Int64,
+    places: Places,
+    slot: int,
+    slots: Int64,
+    cursors: Int64,
+    in_corpora: Int32,
+) -> None:
     """Set the cursors to where a sequence is."""
-    at.slots[0] = slot
-    read_own(texts, at)
+    slots[0] = slot
+    cursors[0, 0], cursors[0, 1] = sequences[slot, HEAD_MATCH], sequences[slot, HEAD_MATCH_LENGTH]
     for i in range(OTHERS):
-        other = texts.generations[i] if i < GENERATIONS else places.reference[slot]
-        at.slots[1 + i] = other
-        if other >= 0:
+        slots[1 + i] = generations[i] if i < GENERATIONS else places.reference[slot]
+        if slots[1 + i] >= 0:
             matched = places.others[slot, i, 1]
-            at.places[1 + i, 0] = settle(texts.states, places.others[slot, i, 0], matched)
-            at.places[1 + i, 1] = matched
-    at.corpora[:] = places.corpora[slot]
+            cursors[1 + i, 0], cursors[1 + i, 1] = settle(states, places.others[slot, i, 0], matched), matched
+    in_corpora[:] = places.corpora[slot]
 
 
 @kernel
-def read_own(texts: Texts, at: Cursors) -> None:
-    """Set the cursor in the own text to its end, where the automaton keeps the match."""
-    own = texts.sequences[at.slots[0]]
-    at.places[0, 0], at.places[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-
-
-@kernel
-def put_back(places: Places, slot: int, at: Cursors) -> None:
+def put_back(places: Places, slot: int, cursors: Int64, in_corpora: Int32) -> None:
     """Keep the cursors as where the sequence is."""
-    places.others[slot] = at.places[1:]
-    places.corpora[slot] = at.corpora
+    places.others[slot] = cursors[1:]
+    places.corpora[slot] = in_corpora
 
 
 @kernel
-def advance_own(texts: Texts, at: Cursors, token: int) -> None:
+def advance_own(
+    words: Int32, states: Int32, edges: Int32, sequences: Int32, slots: Int64, cursors: Int64, token: int
+) -> None:
     """Move the cursor in the own text past a draft token."""
-    root = root_of(texts.sequences, at.slots[0])
-    state, matched = advance(texts.words, texts.states, texts.edges, root, at.places[0, 0], at.places[0, 1], token)
-    at.places[0, 0], at.places[0, 1] = state, matched
+    root = root_of(sequences, slots[0])
+    state, matched = advance(words, states, edges, root, cursors[0, 0], cursors[0, 1], token)
+    cursors[0, 0], cursors[0, 1] = state, matched
 
 
 @kernel
-def follow_others(texts: Texts, at: Cursors, token: int) -> None:
-    """Move the cursors in all texts but the own one past a token."""
+def follow_others(
+    words: Int32, states: Int32, edges: Int32, sequences: Int32, slots: Int64, cursors: Int64, token: int
+) -> None:
+    """Move the cursors in the arena's texts but the own one past a token."""
     for i in range(1, 1 + OTHERS):
-        if at.slots[i] >= 0:
-            root = root_of(texts.sequences, at.slots[i])
-            state, matched = follow(
-                texts.words, texts.states, texts.edges, root, at.places[i, 0], at.places[i, 1], token
-            )
-            at.places[i, 0], at.places[i, 1] = state, matched
-    for i in range(len(texts.corpora)):
-        _advance_in_corpus(texts, i, at.corpora[i], token)
+        if slots[i] >= 0:
+            root = root_of(sequences, slots[i])
+            state, matched = follow(words, states, edges, root, cursors[i, 0], cursors[i, 1], token)
+            cursors[i, 0], cursors[i, 1] = state, matched
 
 
 @kernel
-def gather_all(texts: Texts, at: Cursors, evidence: Int64) -> int:
-    """Fill `evidence` with the longest contexts in each text; return how many there are."""
+def gather_texts(words: Int32, states: Int32, sequences: Int32, slots: Int64, cursors: Int64, evidence: Int64) -> int:
+    """Fill `evidence` with the longest contexts in the arena's texts; return how many there are."""
     rows = 0
     for i in range(1 + OTHERS):
-        if at.slots[i] >= 0:
-            kind = OWN if i == 0 else REFERENCE if i == 1 + THE_REFERENCE else RESPONSES
-            header = texts.sequences[at.slots[i]]
-            rows = gather(texts.words, texts.states, header, kind, at.places[i, 0], at.places[i, 1], evidence, rows)
-    for i in range(len(texts.corpora)):
-        if not index.at_root(at.corpora[i]):
-            at.scratch[:] = at.corpora[i]
-            rows = _gather_in_corpus(texts, i, at.scratch, evidence, rows)
+        if slots[i] >= 0:
+            kind = OWN if i == 0 else RESPONSES if i <= GENERATIONS else REFERENCE
+            header = sequences[slots[i]]
+            rows = gather(words, states, header, kind, cursors[i, 0], cursors[i, 1], evidence, rows)
     return rows
 
 
 @kernel
-def times_in(texts: Texts, context: Int64, token: int) -> int:
-    """How often `token` followed a context, one row of evidence."""
-    if context[columns.KIND] != CORPUS:
-        return times_of(texts.words, texts.states, texts.edges, context, token)
-    if context[columns.LIKELIEST] == token:
-        return context[columns.TIMES]
-    if context[columns.PLACE] == NO_STATE:
-        return 0
-    _, _, times = index.find_edge(texts.corpora[context[columns.TEXT]], context[columns.PLACE], token)
-    return max(0, times)
+def count_texts(
+    words: Int32, states: Int32, edges: Int32, evidence: Int64, rows: int, tokens: Int64, times: Int64
+) -> None:
+    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: how often token j followed context i, if not in a corpus."""
+    for i in range(rows):
+        if evidence[i, KIND] != CORPUS:
+            for j in range(len(tokens)):
+                times[j, i] = times_of(words, states, edges, evidence[i], tokens[j])
 
 
 @kernel
-def _advance_in_corpus(texts: Texts, i: int, cursor: Int32, token: int) -> None:
-    if index.advance(texts.corpora[i], cursor, token) == DAMAGED:
-        index.to_root(cursor)
-        texts.damaged[0] = 1 + i
+def follow_corpora(corpora: tuple[Automaton, ...], damaged: Int64, in_corpora: Int32, token: int) -> None:
+    """Move the cursors in the corpora past a token; `damaged[0]` becomes 1 + the corpus that is damaged, if one is."""
+    for i in range(len(in_corpora)):
+        if index.advance(corpora[i], in_corpora[i], token) == DAMAGED:
+            index.to_root(in_corpora[i])
+            damaged[0] = 1 + i
 
 
 @kernel
-def _gather_in_corpus(texts: Texts, i: int, cursor: Int32, evidence: Int64, rows: int) -> int:
-    """Add the longest contexts of a corpus to `evidence`, after its first `rows`; uses the cursor up.
+def gather_corpora(
+    corpora: tuple[Automaton, ...], damaged: Int64, in_corpora: Int32, evidence: Int64, rows: int
+) -> int:
+    """Add the longest contexts in the corpora to `evidence`, after its first `rows`; return how many there are."""
+    cursor = np.empty(CURSOR_FIELDS, np.int32)
+    for i in range(len(in_corpora)):
+        if not index.at_root(in_corpora[i]):
+            cursor[:] = in_corpora[i]
+            rows = _gather_corpus(corpora[i], i, damaged, cursor, evidence, rows)
+    return rows
+
+
+@kernel
+def count_corpora(corpora: tuple[Automaton, ...], evidence: Int64, rows: int, tokens: Int64, times: Int64) -> None:
+    """As `count_texts`, for the contexts in corpora alone."""
+    for i in range(rows):
+        if evidence[i, KIND] == CORPUS:
+            automaton = corpora[evidence[i, TEXT]]
+            for j in range(len(tokens)):
+                if tokens[j] == evidence[i, LIKELIEST]:
+                    times[j, i] = evidence[i, TIMES]
+                elif evidence[i, PLACE] == NO_STATE:
+                    times[j, i] = 0
+                else:
+                    _, _, found = index.find_edge(automaton, evidence[i, PLACE], tokens[j])
+                    times[j, i] = max(0, found)
+
+
+@kernel
+def _gather_corpus(automaton: Automaton, i: int, damaged: Int64, cursor: Int32, evidence: Int64, rows: int) -> int:
+    """Add the longest contexts of corpus i; uses the cursor up.
 
     A suffix that occurs exactly where a longer one does tells nothing new. There can be many of these, so that only the
     first `SHORTENED` suffixes are looked at.
     """
-    automaton = texts.corpora[i]
     end = min(rows + CONTEXTS_A_TEXT, len(evidence))
     before = 0
     for _ in range(SHORTENED):
@@ -249,24 +257,18 @@ def _gather_in_corpus(texts: Texts, i: int, cursor: Int32, evidence: Int64, rows
         if seen < 1 or times < 1 or token < 0:
             break
         if seen != before:
-            rows = _add_row(i, cursor, seen, token, times, evidence, rows)
+            evidence[rows, KIND] = CORPUS
+            evidence[rows, MATCHED] = cursor[index.AT_LENGTH]
+            evidence[rows, SEEN] = seen
+            evidence[rows, LIKELIEST] = token
+            evidence[rows, TIMES] = times
+            # A corpus has no order in which its documents came.
+            evidence[rows, LATEST] = NONE
+            evidence[rows, PLACE] = cursor[index.AT_NODE] if cursor[index.AT_USED] == 0 else NO_STATE
+            evidence[rows, TEXT] = i
+            rows += 1
             before = seen
         if index.shorten(automaton, cursor) == DAMAGED or index.settle(automaton, cursor) == DAMAGED:
-            texts.damaged[0] = 1 + i
+            damaged[0] = 1 + i
             break
     return rows
-
-
-@kernel
-def _add_row(i: int, cursor: Int32, seen: int, token: int, times: int, evidence: Int64, rows: int) -> int:
-    row = evidence[rows]
-    row[columns.KIND] = CORPUS
-    row[columns.MATCHED] = cursor[index.AT_LENGTH]
-    row[columns.SEEN] = seen
-    row[columns.LIKELIEST] = token
-    row[columns.TIMES] = times
-    # A corpus has no order in which its documents came.
-    row[columns.LATEST] = NONE
-    row[columns.PLACE] = cursor[index.AT_NODE] if cursor[index.AT_USED] == 0 else NO_STATE
-    row[columns.TEXT] = i
-    return rows + 1
