@@ -74,7 +74,9 @@ class Feedback:
     """What verification showed, for a batch of n sequences.
 
     A verified position is one whose next-token logits the target computed: entry 0 of a row is the last committed
-    token before the draft, entry 1 + j is draft node j. Row i's positions are `offsets[i]:offsets[i + 1]`.
+    token before the draft, entry 1 + j is node j of what `draft` returned. Of a draft that was cut, the nodes that were
+    not verified have -1 for argmax and top-k, or are left off at the end. Row i's positions are
+    `offsets[i]:offsets[i + 1]`.
 
     Attributes:
         accepted: int32 `(n,)`, accepted draft tokens a row.

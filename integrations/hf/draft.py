@@ -30,6 +30,11 @@ class Chain:
         """How many tokens each node is behind node 0."""
         return list(range(self.width))
 
+    @property
+    def parents(self) -> Sequence[int]:
+        """For each draft token the node that it follows."""
+        return range(len(self.tokens))
+
     def ancestors(self) -> NDArray[np.bool_]:
         """Bool `(width, width)`: row i marks node i and the nodes that it follows."""
         return np.tri(self.width, dtype=np.bool_)
@@ -80,6 +85,11 @@ class Tree:
     def width(self) -> int:
         """Positions of the forward pass that verifies it."""
         return len(self._parents)
+
+    @property
+    def parents(self) -> Sequence[int]:
+        """For each draft token the node that it follows."""
+        return self._parents[1:]
 
     def ancestors(self) -> NDArray[np.bool_]:
         """Bool `(width, width)`: row i marks node i and the nodes that it follows."""

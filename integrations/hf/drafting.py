@@ -12,6 +12,7 @@ import numpy as np
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, as_draft, likeliest_branches
+from freedraft.integrations.hf.feedback import of_all_nodes, together
 from freedraft.integrations.hf.row import Step
 from freedraft.integrations.hf.statistics import Statistics
 from freedraft.plugins.base import Drafts, Feedback
@@ -78,7 +79,7 @@ class Drafting:
         self._why_no_trees = why_no_trees
         self._pacer = pacer
         self._references = references
-        self._drafts = Drafts.empty(0)
+        self._drafts = self._asked = Drafts.empty(0)
         self._errors_before = guard.errors
         self._slots: Int64 = np.empty(0, np.int64)
         self._texts: list[Text] = []
@@ -107,10 +108,11 @@ class Drafting:
         """Drafts of at most so many tokens, no longer than pays where drafts are paced."""
         count = len(budgets)
         if max(budgets) <= 0:
-            self._drafts = Drafts.empty(count)
+            self._drafts = self._asked = Drafts.empty(count)
             return [NO_DRAFT] * count
         started = perf_counter()
         drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
+        self._asked = drafts
         self._statistics.proposed += len(drafts.tokens)
         if self._why_no_trees is not None:
             chains = likeliest_branches(drafts)
@@ -124,11 +126,20 @@ class Drafting:
         self._statistics.drafting_seconds += perf_counter() - started
         return shapes
 
-    def commit(self, committed: Sequence[Sequence[int]], feedback: Sequence[Feedback | None]) -> None:
+    def commit(
+        self,
+        committed: Sequence[Sequence[int]],
+        verified: Sequence[Draft] = (),
+        feedback: Sequence[Feedback | None] = (),
+    ) -> None:
         """Tell the outcome of the last verification, then the tokens that it committed; no feedback after a prompt."""
         started = perf_counter()
         lost = self._guard.retired(self._slots)
-        told = [one for one, gone in zip(feedback, lost, strict=False) if one is not None and not gone]
+        told = [
+            of_all_nodes(one, draft, self._asked, row)
+            for row, (one, draft) in enumerate(zip(feedback, verified, strict=True))
+            if one is not None and not lost[row]
+        ]
         if told:
             self._guard.observe(self._slots[~lost], together(told))
         for text, tokens in zip(self._texts, committed, strict=True):
@@ -181,20 +192,6 @@ class Drafting:
         if any(len(text) for text in references):
             self._guard.refer(slots, np.concatenate(references), _offsets([len(text) for text in references]))
         return slots
-
-
-def together(rows: Sequence[Feedback]) -> Feedback:
-    """One `Feedback` for several sequences."""
-    if len(rows) == 1:
-        return rows[0]
-    argmax = [row.argmax for row in rows if row.argmax is not None]
-    top_k = [row.top_k for row in rows if row.top_k is not None]
-    return Feedback(
-        accepted=np.concatenate([row.accepted for row in rows]),
-        offsets=_offsets([int(row.offsets[-1]) for row in rows]),
-        argmax=np.concatenate(argmax) if argmax else None,
-        top_k=np.concatenate(top_k) if top_k else None,
-    )
 
 
 def _offsets(lengths: Sequence[int]) -> Int64:

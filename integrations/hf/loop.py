@@ -74,7 +74,7 @@ class Loop:
         steps = self._commit()
         for row in self.live:
             row.verification.end()
-        self.drafting.commit([step.committed for step in steps], [])
+        self.drafting.commit([step.committed for step in steps])
         self._end(steps)
 
     def _verify(self, drafts: Sequence[Draft]) -> list[Step]:
@@ -89,7 +89,7 @@ class Loop:
         for row, step in zip(self.live, steps, strict=True):
             feedback.append(row.verification.feedback(self.drafting.feedback, self.drafting.top_k, step.accepted))
             row.verification.end()
-        self.drafting.commit([step.committed for step in steps], feedback)
+        self.drafting.commit([step.committed for step in steps], drafts, feedback)
         return steps
 
     def _begin(self, outputs: Any, drafts: Sequence[Draft], cached: int | None) -> None:
