@@ -21,12 +21,12 @@ from freedraft.retrieval.index.follow import (
     DAMAGED,
     FINE,
     Automaton,
-    advance,
+    advance_in,
     at_root,
-    context_count,
-    likeliest_of,
-    settle,
-    shorten,
+    context_count_in,
+    likeliest_in,
+    settle_in,
+    shorten_in,
 )
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
@@ -199,6 +199,7 @@ def continue_batch(
     Returns:
         FINE or DAMAGED.
     """
+    text, nodes, edges = automaton
     best = np.empty(CURSOR_FIELDS, np.int32)
     for row in range(len(slots)):
         cursor = cursors[slots[row]].copy()
@@ -206,12 +207,12 @@ def continue_batch(
         for _ in range(CONTEXTS_TRIED):
             if at_root(cursor) or cursor[AT_LENGTH] < min_match:
                 break
-            _, times = likeliest_of(automaton, cursor)
-            likelihood = times / (context_count(automaton, cursor) + ESCAPE / cursor[AT_LENGTH])
+            _, times = likeliest_in(text, nodes, cursor)
+            likelihood = times / (context_count_in(nodes, cursor) + ESCAPE / cursor[AT_LENGTH])
             if likelihood > best_likelihood:
                 best_likelihood = likelihood
                 best[:] = cursor
-            if shorten(automaton, cursor) == DAMAGED or settle(automaton, cursor) == DAMAGED:
+            if shorten_in(text, nodes, edges, cursor) == DAMAGED or settle_in(text, nodes, edges, cursor) == DAMAGED:
                 return DAMAGED
         if best_likelihood == 0.0:
             continue
@@ -220,13 +221,13 @@ def continue_batch(
         for i in range(min(tokens.shape[1], budget[row])):
             if at_root(cursor):
                 break
-            token, times = likeliest_of(automaton, cursor)
-            likelihood *= min(1.0, times / (context_count(automaton, cursor) + ESCAPE / cursor[AT_LENGTH]))
+            token, times = likeliest_in(text, nodes, cursor)
+            likelihood *= min(1.0, times / (context_count_in(nodes, cursor) + ESCAPE / cursor[AT_LENGTH]))
             if likelihood < min_probability or token < 0:
                 break
             tokens[row, i] = token
             probability[row, i] = np.float32(likelihood)
             lengths[row] = i + 1
-            if advance(automaton, cursor, token) == DAMAGED:
+            if advance_in(text, nodes, edges, cursor, token) == DAMAGED:
                 return DAMAGED
     return FINE

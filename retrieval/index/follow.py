@@ -6,6 +6,10 @@ token moves it down, in the automaton, as long as the corpus goes on like the te
 not: O(1) amortised a token, by the argument of McCreight (1976, "A space-economical suffix tree construction
 algorithm") for skipping and counting.
 
+The kernels whose names end in `_in`, and what they call, take a segment's arrays one by one: handed on as a named tuple
+these are counted as references at every call, which took more than half of the time. The others are for callers that
+hold many automata.
+
 Nothing in a segment is trusted. Every node, edge and position is checked against the arrays' bounds before it is used,
 every link must lead to a shorter string, and every step along an edge must consume a token, so that damaged or hostile
 files end in `DAMAGED`, not in a crash or a loop.
@@ -64,22 +68,21 @@ class Automaton(NamedTuple):
 
 
 @kernel
-def find_edge(automaton: Automaton, node: int, token: int) -> tuple[int, int, int]:
+def find_edge_in(nodes: Int32, edges: Int32, node: int, token: int) -> tuple[int, int, int]:
     """The edge of `node` (in bounds) that begins with `token`: target, label length and times; times 0 = none."""
-    row = automaton.nodes[node]
-    if row[TOKEN] == token:
-        return row[TARGET], row[LABEL], row[TIMES]
-    low = row[EDGES]
-    high = low + row[DEGREE]
+    # Fields are read one by one: a view of a row costs more than all of them.
+    if nodes[node, TOKEN] == token:
+        return nodes[node, TARGET], nodes[node, LABEL], nodes[node, TIMES]
+    low = nodes[node, EDGES]
+    high = low + nodes[node, DEGREE]
     # The sum of two int32 is an int64 here.
-    if low < 0 or high > len(automaton.edges):
+    if low < 0 or high > len(edges):
         return 0, 0, 0
     while low < high:
         middle = (low + high) >> 1
-        found = automaton.edges[middle, EDGE_TOKEN]
+        found = edges[middle, EDGE_TOKEN]
         if found == token:
-            edge = automaton.edges[middle]
-            return edge[EDGE_TARGET], edge[EDGE_LABEL], edge[EDGE_TIMES]
+            return edges[middle, EDGE_TARGET], edges[middle, EDGE_LABEL], edges[middle, EDGE_TIMES]
         if found < token:
             low = middle + 1
         else:
@@ -88,25 +91,25 @@ def find_edge(automaton: Automaton, node: int, token: int) -> tuple[int, int, in
 
 
 @kernel
-def label_start(automaton: Automaton, target: int, label: int) -> int:
+def label_start(text: Int32, nodes: Int32, target: int, label: int) -> int:
     """Where in the text an edge's tokens are, or NO_EDGE if it is damaged."""
     if label < 1:
         return NO_EDGE
     if target >= 0:
-        if target >= len(automaton.nodes):
+        if target >= len(nodes):
             return NO_EDGE
-        start = automaton.nodes[target, END] - label
+        start = nodes[target, END] - label
     else:
         start = ~target
-    if start < 0 or start + label > len(automaton.text):
+    if start < 0 or start + label > len(text):
         return NO_EDGE
     return start
 
 
 @kernel
-def enter_edge(automaton: Automaton, cursor: Int32, target: int, label: int, times: int, used: int) -> int:
+def enter_edge(text: Int32, nodes: Int32, cursor: Int32, target: int, label: int, times: int, used: int) -> int:
     """Move a cursor that is at the edge's node along it by `used` of its tokens, 1 to `label`."""
-    start = label_start(automaton, target, label)
+    start = label_start(text, nodes, target, label)
     if start == NO_EDGE or times < 1:
         return DAMAGED
     if target >= 0 and used == label:
@@ -122,7 +125,7 @@ def enter_edge(automaton: Automaton, cursor: Int32, target: int, label: int, tim
 
 
 @kernel
-def shorten(automaton: Automaton, cursor: Int32) -> int:
+def shorten_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
     """Move a cursor that is not at the root to its longest suffix that may have more occurrences."""
     node, used = cursor[AT_NODE], cursor[AT_USED]
     at = cursor[AT_TEXT] - used
@@ -131,19 +134,19 @@ def shorten(automaton: Automaton, cursor: Int32) -> int:
         at += 1
         cursor[AT_LENGTH] = used
     else:
-        link = automaton.nodes[node, LINK]
-        if not 0 <= link < len(automaton.nodes) or automaton.nodes[link, LENGTH] >= automaton.nodes[node, LENGTH]:
+        link = nodes[node, LINK]
+        if not 0 <= link < len(nodes) or nodes[link, LENGTH] >= nodes[node, LENGTH]:
             return DAMAGED
         node = link
-        cursor[AT_LENGTH] = automaton.nodes[link, LENGTH] + used
+        cursor[AT_LENGTH] = nodes[link, LENGTH] + used
     cursor[AT_NODE] = node
     cursor[AT_USED] = 0
     while used > 0:
-        target, label, times = find_edge(automaton, cursor[AT_NODE], automaton.text[at])
+        target, label, times = find_edge_in(nodes, edges, cursor[AT_NODE], text[at])
         if times < 1 or (target < 0 and label < used):
             return DAMAGED
         passed = min(label, used)
-        if enter_edge(automaton, cursor, target, label, times, passed) == DAMAGED:
+        if enter_edge(text, nodes, cursor, target, label, times, passed) == DAMAGED:
             return DAMAGED
         at += passed
         used -= passed
@@ -151,10 +154,10 @@ def shorten(automaton: Automaton, cursor: Int32) -> int:
 
 
 @kernel
-def settle(automaton: Automaton, cursor: Int32) -> int:
+def settle_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
     """Shorten until something follows, or until the root."""
     while cursor[AT_USED] > 0 and cursor[AT_USED] >= cursor[AT_LABEL]:
-        if shorten(automaton, cursor) == DAMAGED:
+        if shorten_in(text, nodes, edges, cursor) == DAMAGED:
             return DAMAGED
     return FINE
 
@@ -174,16 +177,16 @@ def at_root(cursor: Int32) -> bool:
 
 
 @kernel
-def step_down(automaton: Automaton, cursor: Int32, token: int) -> int:
+def step_down(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int) -> int:
     """Move a cursor by a token that follows its context, without settling; NO_EDGE, and unmoved, if none does."""
     if cursor[AT_USED] == 0:
-        target, label, times = find_edge(automaton, cursor[AT_NODE], token)
+        target, label, times = find_edge_in(nodes, edges, cursor[AT_NODE], token)
         if times == 0:
             return NO_EDGE
-        if enter_edge(automaton, cursor, target, label, times, 1) == DAMAGED:
+        if enter_edge(text, nodes, cursor, target, label, times, 1) == DAMAGED:
             return DAMAGED
     else:
-        if cursor[AT_USED] >= cursor[AT_LABEL] or automaton.text[cursor[AT_TEXT]] != token:
+        if cursor[AT_USED] >= cursor[AT_LABEL] or text[cursor[AT_TEXT]] != token:
             return NO_EDGE
         cursor[AT_TEXT] += 1
         cursor[AT_USED] += 1
@@ -195,36 +198,72 @@ def step_down(automaton: Automaton, cursor: Int32, token: int) -> int:
 
 
 @kernel
-def advance(automaton: Automaton, cursor: Int32, token: int) -> int:
+def advance_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int) -> int:
     """Move a settled cursor by the text's next token."""
     while True:
-        status = step_down(automaton, cursor, token)
+        status = step_down(text, nodes, edges, cursor, token)
         if status == FINE:
-            return settle(automaton, cursor)
+            return settle_in(text, nodes, edges, cursor)
         if status == DAMAGED:
             return DAMAGED
         if at_root(cursor):
             cursor[AT_LENGTH] = 0
             return FINE
-        if shorten(automaton, cursor) == DAMAGED:
+        if shorten_in(text, nodes, edges, cursor) == DAMAGED:
             return DAMAGED
 
 
 @kernel
-def context_count(automaton: Automaton, cursor: Int32) -> int:
+def context_count_in(nodes: Int32, cursor: Int32) -> int:
     """How often a settled cursor's context is followed by anything."""
     if cursor[AT_USED] == 0:
-        return automaton.nodes[cursor[AT_NODE], COUNT]
+        return nodes[cursor[AT_NODE], COUNT]
     return cursor[AT_TIMES]
 
 
 @kernel
-def likeliest_of(automaton: Automaton, cursor: Int32) -> tuple[int, int]:
+def likeliest_in(text: Int32, nodes: Int32, cursor: Int32) -> tuple[int, int]:
     """The most frequent continuation of a settled cursor's context, and how often it followed."""
     if cursor[AT_USED] == 0:
-        row = automaton.nodes[cursor[AT_NODE]]
-        return row[TOKEN], row[TIMES]
-    return automaton.text[cursor[AT_TEXT]], cursor[AT_TIMES]
+        node = cursor[AT_NODE]
+        return nodes[node, TOKEN], nodes[node, TIMES]
+    return text[cursor[AT_TEXT]], cursor[AT_TIMES]
+
+
+@kernel
+def find_edge(automaton: Automaton, node: int, token: int) -> tuple[int, int, int]:
+    """As `find_edge_in`."""
+    return find_edge_in(automaton.nodes, automaton.edges, node, token)
+
+
+@kernel
+def shorten(automaton: Automaton, cursor: Int32) -> int:
+    """As `shorten_in`."""
+    return shorten_in(automaton.text, automaton.nodes, automaton.edges, cursor)
+
+
+@kernel
+def settle(automaton: Automaton, cursor: Int32) -> int:
+    """As `settle_in`."""
+    return settle_in(automaton.text, automaton.nodes, automaton.edges, cursor)
+
+
+@kernel
+def advance(automaton: Automaton, cursor: Int32, token: int) -> int:
+    """As `advance_in`."""
+    return advance_in(automaton.text, automaton.nodes, automaton.edges, cursor, token)
+
+
+@kernel
+def context_count(automaton: Automaton, cursor: Int32) -> int:
+    """As `context_count_in`."""
+    return context_count_in(automaton.nodes, cursor)
+
+
+@kernel
+def likeliest_of(automaton: Automaton, cursor: Int32) -> tuple[int, int]:
+    """As `likeliest_in`."""
+    return likeliest_in(automaton.text, automaton.nodes, cursor)
 
 
 @kernel
@@ -234,6 +273,7 @@ def advance_batch(automaton: Automaton, cursors: Int32, slots: Int64, tokens: In
     Returns:
         FINE; BAD_SLOT or BAD_TOKEN with nothing changed; or DAMAGED with the cursors concerned at the root.
     """
+    text, nodes, edges = automaton
     for slot in slots:
         if not 0 <= slot < len(cursors) or cursors[slot, AT_OPEN] != 1:
             return BAD_SLOT
@@ -244,7 +284,7 @@ def advance_batch(automaton: Automaton, cursors: Int32, slots: Int64, tokens: In
     for row in range(len(slots)):
         cursor = cursors[slots[row]]
         for i in range(offsets[row], offsets[row + 1]):
-            if advance(automaton, cursor, tokens[i]) == DAMAGED:
+            if advance_in(text, nodes, edges, cursor, tokens[i]) == DAMAGED:
                 to_root(cursor)
                 result = DAMAGED
     return result
@@ -255,24 +295,26 @@ def contexts_batch(
     automaton: Automaton, cursors: Int32, slots: Int64, length: Int32, count: Int32, likeliest: Int32, times: Int32
 ) -> int:
     """Fill the arrays of `segment.Contexts`, int32 `(n, depth)` each, from the left."""
+    text, nodes, edges = automaton
     for row in range(len(slots)):
         cursor = cursors[slots[row]].copy()
         for place in range(length.shape[1]):
             if at_root(cursor):
                 break
             length[row, place] = cursor[AT_LENGTH]
-            count[row, place] = context_count(automaton, cursor)
-            likeliest[row, place], times[row, place] = likeliest_of(automaton, cursor)
-            if shorten(automaton, cursor) == DAMAGED or settle(automaton, cursor) == DAMAGED:
+            count[row, place] = context_count_in(nodes, cursor)
+            likeliest[row, place], times[row, place] = likeliest_in(text, nodes, cursor)
+            if shorten_in(text, nodes, edges, cursor) == DAMAGED or settle_in(text, nodes, edges, cursor) == DAMAGED:
                 return DAMAGED
     return FINE
 
 
 @kernel
-def find_batch(automaton: Automaton, text: Int32, cursor: Int32) -> bool:
-    """Walk from the root along all of `text`; leave the cursor there, unsettled. False if it does not occur."""
+def find_batch(automaton: Automaton, string: Int32, cursor: Int32) -> bool:
+    """Walk from the root along all of `string`; leave the cursor there, unsettled. False if it does not occur."""
+    text, nodes, edges = automaton
     to_root(cursor)
-    for token in text:  # noqa: SIM110 - Numba knows no generator here
-        if step_down(automaton, cursor, token) != FINE:
+    for token in string:  # noqa: SIM110 - Numba knows no generator here
+        if step_down(text, nodes, edges, cursor, token) != FINE:
             return False
     return True
