@@ -1,10 +1,10 @@
-"""Decode with real vLLM and the demo model, plain and with each speculative method, and compare the speed.
+"""Decode with real vLLM and the demo model, plain and with each speculative method, and compare the speed by task.
 
-Each method has an engine in a process of its own. They take turns, round by round: each answers the same prompts in the
-same order, first one at a time, then another set with 8 at once. Every round has fresh prompts, so that no method sees
-a question twice. Replies are compared with plain's.
+Each method has an engine in a process of its own, warmed up with some replies. Then they take turns, round by round:
+each answers the same prompts in the same order, first one at a time, then another set with 8 at once. Every round has
+fresh prompts, so that no method sees a question twice. Replies are compared with plain's.
 
-    python bench/vllm_live.py [--prompts FOLDER] [--rounds N] [--only METHOD ...] [--out FOLDER]
+    python bench/vllm_live.py [--rounds N] [--only METHOD ...] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from harness import RESULTS, machine, median, save, show
-from vllm_prompts import live_prompts
+from tasks import tasks
+from vllm_runs import prompt
 
 STREAMS = 8
+WARM = 3
 DRAFTED = 12
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
 METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
@@ -65,6 +70,8 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
     )
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
     llm.generate(options["warm_up"], greedy, use_tqdm=False)
+    for text in options["warm_up"][::WARM]:
+        llm.generate(text, greedy, use_tqdm=False)
     pipe.send("ready")
     while (job := pipe.recv()) is not None:
         prompts, streams = job
@@ -94,12 +101,14 @@ def _totals(llm: Any) -> tuple[int, int]:
     return int(values["vllm:generation_tokens"]), int(values.get("vllm:spec_decode_num_accepted_tokens", 0))
 
 
-def compare(methods: Sequence[str], rounds: int, single: int, several: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Run all methods; returns every round's measurements by streams and method."""
-    prompts = options.pop("prompts")
-    needed = rounds * (single + several)
-    if needed > len(prompts):
-        raise SystemExit(f"{rounds} rounds need {needed} prompts, there are {len(prompts)}; give fewer --rounds")
+def compare(
+    methods: Sequence[str], rounds: int, single: int, several: int, options: dict[str, Any]
+) -> dict[tuple[str, int], dict[str, list[dict[str, Any]]]]:
+    """Run all methods; returns every round's measurements by task and streams, and method."""
+    prompts = {
+        task: [prompt(text) for text in texts] for task, texts in tasks(WARM + rounds * (single + several)).items()
+    }
+    options["warm_up"] = [text for texts in prompts.values() for text in texts[:WARM]]
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -111,30 +120,33 @@ def compare(methods: Sequence[str], rounds: int, single: int, several: int, opti
         processes.append(process)
         assert pipes[method].recv() == "ready"
         print(f"{method}: ready", flush=True)
-    measured: dict[int, dict[str, list[dict[str, Any]]]] = {n: {m: [] for m in methods} for n in (1, STREAMS)}
+    measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {
+        (task, streams): {method: [] for method in methods} for streams in (1, STREAMS) for task in prompts
+    }
     try:
-        at = 0
+        at = WARM
         for number in range(rounds):
             for streams, count in ((1, single), (STREAMS, several)):
-                batch, at = prompts[at : at + count], at + count
-                # Each round begins with another method, so that none always meets the machine in one mood.
-                for i in range(len(methods)):
-                    method = methods[(i + number) % len(methods)]
-                    pipes[method].send((batch, streams))
-                    measured[streams][method].append(pipes[method].recv())
+                for task, texts in prompts.items():
+                    # Each round begins with another method, so that none always meets the machine in one mood.
+                    for i in range(len(methods)):
+                        method = methods[(i + number) % len(methods)]
+                        pipes[method].send((texts[at : at + count], streams))
+                        measured[task, streams][method].append(pipes[method].recv())
+                at += count
             print(f"round {number + 1} of {rounds}", flush=True)
     finally:
         for pipe in pipes.values():
             pipe.send(None)
         for process in processes:
             process.join()
-    return {str(streams): by_method for streams, by_method in measured.items()}
+    return measured
 
 
-def summarize(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """A row for each number of streams and method; ratios are medians over rounds, plain's round beside."""
+def summarize(measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """A row for each task, number of streams and method; ratios are of all rounds together, and of single ones."""
     table = []
-    for streams, by_method in measured.items():
+    for (task, streams), by_method in measured.items():
         plain = by_method["plain"]
         for method, rounds in by_method.items():
             speed = [one["tokens"] / one["seconds"] for one in rounds]
@@ -146,7 +158,8 @@ def summarize(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> list[dict
             ]
             table.append(
                 {
-                    "streams": int(streams),
+                    "streams": streams,
+                    "task": task,
                     "method": method,
                     "tokens/s": median(speed),
                     "times plain": median(ratios),
@@ -176,36 +189,33 @@ def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
 def main() -> None:
     """Parse, run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--prompts", type=Path, help="folder of JSON lines; default: FREEDRAFT_PROMPTS, or the tests' own"
-    )
-    parser.add_argument("--longest", type=int, default=1200, help="characters of a prompt, at most (default 1200)")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of a reply, at most (default 48)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a reply, at most (default 64)")
     parser.add_argument("--rounds", type=int, default=2, help="default 2")
-    parser.add_argument("--single", type=int, default=4, help="prompts of a round, one at a time (default 4)")
-    parser.add_argument("--several", type=int, default=16, help=f"prompts of a round, {STREAMS} at once (default 16)")
+    parser.add_argument("--single", type=int, default=2, help="prompts of a round and task, one at a time (default 2)")
+    parser.add_argument(
+        "--several", type=int, default=8, help=f"prompts of a round and task, {STREAMS} at once (default 8)"
+    )
     parser.add_argument("--only", nargs="+", choices=[m for m in METHODS if m != "plain"], help="methods, beside plain")
     parser.add_argument("--out", type=Path, help="folder for the result files")
     given = parser.parse_args()
     methods = ["plain", *given.only] if given.only else list(METHODS)
-    prompts = live_prompts(given.prompts, longest=given.longest)
-    options = {"prompts": prompts, "warm_up": prompts[-2:], "tokens": given.tokens, "width": 1024}
+    options = {"tokens": given.tokens, "width": 1024}
     measured = compare(methods, given.rounds, given.single, given.several, options)
     table = summarize(measured)
     note = (
         f"SmolLM2-135M-Instruct in float32, greedy, up to {given.tokens} tokens a reply, {DRAFTED} drafted tokens a "
-        f"step at most. {given.rounds} rounds of fresh prompts, the methods taking turns: {given.single} prompts one "
-        f"at a time, and {given.several} with {STREAMS} at once. Speeds are from end to end, reading the prompt "
-        "included; speeds and ratios are medians over the rounds, lowest and highest are single rounds. Tokens a step "
-        "are over all steps, with a draft or without. A reply may differ from plain's where the two best tokens are "
-        "nearly equal."
+        f"step at most. {given.rounds} rounds of fresh prompts of each task (`bench/tasks.py`), the methods taking "
+        f"turns: {given.single} prompts one at a time, and {given.several} with {STREAMS} at once. Speeds are from end "
+        "to end, reading the prompt included; speeds and ratios are medians over the rounds, lowest and highest are "
+        "single rounds. Tokens a step are over all steps, with a draft or without. A reply may differ from plain's "
+        "where the two best tokens are nearly equal."
     )
     show("Live decoding", table, note)
     saved = {
-        streams: {
+        f"{task}, {streams}": {
             m: [{k: v for k, v in one.items() if k != "replies"} for one in all_] for m, all_ in by_method.items()
         }
-        for streams, by_method in measured.items()
+        for (task, streams), by_method in measured.items()
     }
     save("vllm_live", {"note": note, "table": table, "rounds": saved}, given.out)
     ((given.out or RESULTS) / "vllm_live.md").write_text(markdown(table, note), encoding="utf-8")
