@@ -31,6 +31,8 @@ from vllm_runs import statistics as totals
 
 LONGEST = 96
 WAITING = 40
+# Little, so that it is full, and pages of it are used again, long before the end.
+MEMORY = "48MiB"
 GROWTH_MIB = 48
 
 
@@ -73,7 +75,7 @@ def soak(
 
     counts = dict.fromkeys(("requests", "aborted", "finished", "left plain's reply at a tie"), 0)
     memory: list[tuple[float, float]] = []
-    options = {"drafter": drafter, "memory": "256MiB", "vllm": {"idle_sequences": 4, "idle_tokens": 4096}}
+    options = {"drafter": drafter, "memory": MEMORY, "vllm": {"idle_sequences": 4, "idle_tokens": 4096}}
     with engine(demo_model_path(), freedraft=options, num_gpu_blocks_override=3 * WIDTH // 16) as llm:
         core = llm.llm_engine
         live: dict[str, tuple[int, int]] = {}
@@ -117,6 +119,7 @@ def soak(
     early, late = (
         statistics.median(part) for part in (values[len(values) // 4 : len(values) // 2], values[-len(values) // 4 :])
     )
+    print("MiB:", [round(mib) for mib in values[:: max(1, len(values) // 40)]])
     assert late - early < GROWTH_MIB, f"memory grew from {early:.0f} to {late:.0f} MiB"
     return {
         "minutes": minutes,
@@ -146,7 +149,7 @@ def main() -> None:
         "--prompts", type=Path, help="folder of JSON lines; default: FREEDRAFT_PROMPTS, or the tests' own"
     )
     parser.add_argument("--pool", type=int, default=48, help="different prompts (default 48)")
-    parser.add_argument("--drafter", default="suffix_automaton", help="default suffix_automaton")
+    parser.add_argument("--drafter", default="fusion", help="default fusion")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the result file")
     given = parser.parse_args()

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from freedraft.retrieval.errors import ConfigError
 
-DEFAULT_DRAFTER = "suffix_automaton"
+DEFAULT_DRAFTER = "fusion"
 SECTIONS = ("generate", "pacing", "vllm")
 SWITCHES = {"on": True, "off": False, True: True, False: False}
 ENVIRONMENT_VARIABLE = "FREEDRAFT_CONFIG"

@@ -17,8 +17,8 @@ from freedraft.integrations.hf import Speculative, Statistics
 from freedraft.integrations.hf.draft import Chain, as_draft, likeliest_branches
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import Config
+from freedraft.plugins.fusion import Fusion
 from freedraft.plugins.prompt_lookup import PromptLookup
-from freedraft.plugins.suffix_automaton import SuffixAutomaton
 from freedraft.retrieval.errors import ConfigError
 
 one_thread = tiny.one_thread
@@ -29,7 +29,9 @@ def settings_of(ours: Speculative) -> Any:
 
 
 def test_the_default_drafter() -> None:
-    assert isinstance(Speculative().drafter, SuffixAutomaton)
+    ours = Speculative()
+    assert isinstance(ours.drafter, Fusion)
+    assert ours.pacing is not None
 
 
 def test_a_drafter_by_name_with_settings() -> None:

@@ -92,7 +92,8 @@ def test_a_row_without_new_tokens_gets_no_draft_and_its_prompt_is_taken_in(monke
 
 
 def test_the_default_drafter_drafts_what_repeats() -> None:
-    asked = Proposer(vllm_config())
+    assert Proposer(vllm_config()).pacing is not None
+    asked = Proposer(vllm_config({"pacing": "off"}))
     text = list(range(100, 120))
     batch = Batch(text + text[:10])
     assert batch.commit(asked, [110]) == [[111, 112, 113, 114, 115]]
@@ -277,7 +278,7 @@ def test_kernels_are_compiled_before_the_first_request(caplog: pytest.LogCapture
 
     with caplog.at_level(logging.INFO, "freedraft"):
         asked = Proposer(vllm_config())
-    assert "drafter suffix_automaton, up to 5 tokens a step; kernels ready in" in caplog.text
+    assert "drafter fusion, up to 5 tokens a step; kernels ready in" in caplog.text
     kernels = [
         getattr(module, name)
         for module in (chains, ledger, matching)

@@ -89,7 +89,8 @@ def engine(model_path: Path, *, drafting: bool = True, freedraft: Any = None, **
     options = {"max_num_seqs": 8, "max_model_len": WIDTH, "dtype": "float32", "enforce_eager": True, **options}
     if drafting:
         options["speculative_config"] = SPECULATIVE
-        options["additional_config"] = {"freedraft": freedraft or {}}
+        # What does not pay on a CPU must be right as well.
+        options["additional_config"] = {"freedraft": {"pacing": "off", **(freedraft or {})}}
     llm = LLM(model=str(model_path), disable_log_stats=False, **options)
     try:
         yield llm

@@ -1,4 +1,4 @@
-"""freedraft for Hugging Face transformers: `model.generate(..., custom_generate=Speculative("suffix_automaton"))`."""
+"""freedraft for Hugging Face transformers: `model.generate(..., custom_generate=Speculative())`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from freedraft.retrieval.ragged import Int32
 class Speculative:
     """Speculative decoding for `generate`, with a drafter that needs neither model nor training.
 
-        speculative = Speculative("suffix_automaton", max_tokens=12)
+        speculative = Speculative()
         output = model.generate(**inputs, max_new_tokens=200, custom_generate=speculative)
         print(speculative.statistics)
 
