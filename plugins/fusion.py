@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
+from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN, REACH
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.mixing import Mixer, correct, find_candidates, learn, learn_correction, predict, room
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
-from freedraft.plugins.responses import GENERATIONS, Responses, end_of_text
+from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
 from freedraft.plugins.texts import (
     NONE,
     Places,
@@ -97,6 +98,24 @@ class FusionSettings(OwnTextSettings):
         description="Tokens of earlier replies a generation holds, about; there are two. "
         "They live in `memory`, and never plan on more than half of it: with 64 MiB, about 130,000.",
     )
+    capture: str | None = Field(
+        None,
+        description="Folder of an index that replies are written to when they have ended, whoever asked for them, for "
+        "later processes that name it in `index`. Who can read the folder can read the replies. Needs `tokenizer`.",
+    )
+    capture_max_size: ByteSize = Field(
+        ByteSize(2**29),
+        ge=2**20,
+        le=2**40,
+        description="Bytes of that index; the oldest replies go when it is full.",
+    )
+    capture_tokens: int = Field(
+        2**16,
+        ge=2,
+        le=2**22,
+        description="Tokens of replies to gather in memory before they are written; every ten minutes, and at the end "
+        "of the process, fewer are written too.",
+    )
 
 
 class Judged(NamedTuple):
@@ -124,7 +143,7 @@ class Fusion:
     documents of indexes, and a reference that a request brings (`refer`).
 
     Raises:
-        ConfigError: a file of `learnt` that is none.
+        ConfigError: a file of `learnt` that is none; a `capture` that cannot be, see `open_capture`.
         CorpusIndexError: an index is missing or damaged.
         TokenizerMismatchError: an index was built with another tokenizer than the model's, or than another index.
     """
@@ -147,6 +166,14 @@ class Fusion:
         self.responses = Responses(
             self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0
         )
+        self.capture = open_capture(
+            settings.capture,
+            settings.tokenizer,
+            settings.scope,
+            int(settings.capture_max_size),
+            settings.capture_tokens,
+        )
+        # After it, which makes its folder an index: both may name the same one.
         self._segments = open_segments(settings.index, settings.tokenizer)
         self._corpora = padded([segment.automaton for segment in self._segments])
         self._damaged = np.zeros(1, np.int64)
@@ -248,6 +275,15 @@ class Fusion:
             raise InputError(f"slots: expected distinct ones, got {slots}")
         if self.responses.enabled:
             self.responses.add(slots, self._judged.started[slots])
+        if self.capture is not None:
+            arrays = self.automata.arrays
+            self.capture.add(
+                [
+                    copy_text(arrays.words, arrays.sequences, slot, start)[:-1]  # without the separator
+                    for slot, start in zip(slots, self._judged.started[slots], strict=True)
+                    if start != NOT_STARTED
+                ]
+            )
         references = self._places.reference[slots]
         self._places.reference[slots] = NONE
         self.automata.close(np.concatenate([slots, references[references != NONE]]))
