@@ -188,7 +188,8 @@ class Capture:
     def _write(self, batch: list[tuple[str, Int32]]) -> float:
         """Write a segment; 0 if that is done with, otherwise the seconds after which to try again."""
         try:
-            append(self.folder, self._tokenizer, Documents.of(batch), self._max_size)
+            in_haste = self._end is not None
+            append(self.folder, self._tokenizer, Documents.of(batch), self._max_size, in_haste)
         except Exception as error:
             if isinstance(error, LockedError) and is_busy(error):
                 # Others that wait are not to come back at the same moment.

@@ -66,13 +66,16 @@ def prepare(folder: Path, tokenizer: TokenizerEntry) -> None:
             sleep(TRY_AGAIN_SECONDS)
 
 
-def append(folder: Path, tokenizer: TokenizerEntry, documents: Documents, max_size: int) -> None:
+def append(
+    folder: Path, tokenizer: TokenizerEntry, documents: Documents, max_size: int, in_haste: bool = False
+) -> None:
     """Add replies, but for those that are there already.
 
     When there are too many segments, the newest are written anew together with the replies, as one.
 
     Args:
         max_size: bytes of all segments, which is more than a segment of `documents` takes.
+        in_haste: write no more than the newest segment anew.
 
     Raises:
         LockedError: another process, or thread, writes there; see `is_busy`.
@@ -92,7 +95,8 @@ def append(folder: Path, tokenizer: TokenizerEntry, documents: Documents, max_si
             return
         kept = len(manifest.segments)
         if kept >= MOST_SEGMENTS:
-            kept = _first_of_newest(manifest.segments, BYTES_A_TOKEN * len(documents.tokens), max_size // SHARE)
+            first = _first_of_newest(manifest.segments, BYTES_A_TOKEN * len(documents.tokens), max_size // SHARE)
+            kept = max(first, kept - 1) if in_haste else first
         newest = concatenate([*(segment.documents() for segment in index.segments[kept:]), documents])
         path = writer.new_segment_path()
         _create_private(path)
