@@ -23,6 +23,7 @@ class Source(IntEnum):
     RESPONSES = 2
     CORPUS = 3
     REFERENCE = 4
+    BY_PRODUCT = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -103,8 +104,10 @@ class Drafter(Protocol):
     Settings: ClassVar[type[DrafterSettings]]
     """The pydantic model of its settings; the registry calls `cls(Settings(...))`."""
 
-    feedback: ClassVar[frozenset[FeedbackKind]]
-    """The feedback it needs; a runtime collects no more than this and skips `observe` when it is empty."""
+    @property
+    def feedback(self) -> frozenset[FeedbackKind]:
+        """The feedback it needs; a runtime collects no more than this and skips `observe` when it is empty."""
+        ...
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """Start a sequence for each row of the ragged batch `prompts`; rows may be empty.

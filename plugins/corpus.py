@@ -11,8 +11,8 @@ from pydantic import Field
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.indexes import open_segments
-from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.plugins.texts import SHORTENED
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.follow import (
     AT_LENGTH,
@@ -32,6 +32,10 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
 
 CONTEXTS_TRIED = 4
+
+# As `own_text.ESCAPE`, but larger: what followed once in another's text is less likely to follow again than in the own
+# one. On Python sources and their documentation 5 to 8 fitted best; a conversation wants more.
+ESCAPE = 8.0
 
 
 class CorpusSettings(DrafterSettings):
@@ -62,7 +66,7 @@ class Corpus:
     the segment which expects most accepted tokens. Indexes are mapped, read-only: a machine's processes share them.
 
     A token that followed a context of m tokens b of n times has probability b / (n + ESCAPE / m), as in
-    `suffix_automaton`.
+    `suffix_automaton`, with an escape of its own.
 
     Raises:
         CorpusIndexError: an index is missing or damaged.
@@ -204,14 +208,21 @@ def continue_batch(
     for row in range(len(slots)):
         cursor = cursors[slots[row]].copy()
         best_likelihood = 0.0
-        for _ in range(CONTEXTS_TRIED):
+        tried, count = 0, 0
+        for _ in range(SHORTENED):
             if at_root(cursor) or cursor[AT_LENGTH] < min_match:
                 break
-            _, times = likeliest_in(text, nodes, cursor)
-            likelihood = times / (context_count_in(nodes, cursor) + ESCAPE / cursor[AT_LENGTH])
-            if likelihood > best_likelihood:
-                best_likelihood = likelihood
-                best[:] = cursor
+            # A suffix that occurs exactly where a longer one does is no other context.
+            if context_count_in(nodes, cursor) != count:
+                count = context_count_in(nodes, cursor)
+                tried += 1
+                _, times = likeliest_in(text, nodes, cursor)
+                likelihood = times / (count + ESCAPE / cursor[AT_LENGTH])
+                if likelihood > best_likelihood:
+                    best_likelihood = likelihood
+                    best[:] = cursor
+                if tried == CONTEXTS_TRIED:
+                    break
             if shorten_in(text, nodes, edges, cursor) == DAMAGED or settle_in(text, nodes, edges, cursor) == DAMAGED:
                 return DAMAGED
         if best_likelihood == 0.0:

@@ -21,13 +21,13 @@ LIKELIEST = 3  # the token that followed most often
 TIMES = 4  # how often that one followed
 LATEST = 5  # the token that followed last
 PLACE = 6  # the automaton's state; in a corpus the node, or `NO_STATE` on the way along an edge
-TEXT = 7  # which corpus, if it is one
+TEXT = 7  # which corpus, if it is one; which row of the rankings
 COLUMNS = 8
 
 NO_STATE = -1
 
-OWN, RESPONSES, CORPUS, REFERENCE = range(4)
-KINDS = 4
+OWN, RESPONSES, CORPUS, REFERENCE, RANKED = range(5)
+KINDS = 5
 
 CONTEXTS_A_TEXT = 3
 MAX_CONTEXTS = 24

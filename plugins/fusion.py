@@ -4,65 +4,42 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ByteSize, Field
 
 from freedraft.plugins import mixing
+from freedraft.plugins.adjacency import NO_TOKEN
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
-from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN, REACH
+from freedraft.plugins.evidence import REACH
+from freedraft.plugins.fusing import NOT_STARTED, draft_batch, extend_batch, nothing_judged
 from freedraft.plugins.indexes import open_segments
-from freedraft.plugins.mixing import Mixer, correct, find_candidates, learn, learn_correction, predict, room
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
+from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
 from freedraft.plugins.texts import (
     NONE,
-    Places,
-    advance_own,
-    begin,
-    count_corpora,
-    count_texts,
-    follow_corpora,
-    follow_others,
-    gather_corpora,
-    gather_texts,
-    new_cursors,
     no_places,
     padded,
-    put_back,
-    take_up,
 )
 from freedraft.retrieval.automaton import SuffixAutomata
-from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.growth import (
     BAD_SLOT,
     BAD_TOKEN,
-    FINE,
-    HEAD_LEARNING,
-    HEAD_LENGTH,
-    HEAD_MATCH,
-    HEAD_MATCH_LENGTH,
-    follow_token,
-    is_open,
-    learn_token,
 )
-from freedraft.retrieval.index.follow import Automaton
-from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8, as_offsets, as_tokens
+from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
 
 logger = logging.getLogger("freedraft")
-
-NOT_STARTED = -1
 
 # Bytes of the arena that a token of earlier replies may take, a generous estimate: both generations together are to
 # leave half of it to the sequences.
 RESPONSE_BYTES = 128
 
-SOURCES = np.array([Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE], np.uint8)
+SOURCES = np.array([Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE, Source.BY_PRODUCT], np.uint8)
 
 
 class FusionSettings(OwnTextSettings):
@@ -82,6 +59,11 @@ class FusionSettings(OwnTextSettings):
         None,
         description="A file that `Fusion.save` wrote, to start from what the predictor had learnt by then; it has no "
         "text in it. By default it starts from neutral values, which it leaves behind within some thousand tokens.",
+    )
+    recycling: bool = Field(
+        False,
+        description="Draft also from what the model itself ranked high when it last saw the same few tokens (token "
+        "recycling); the runtime then has to collect its likeliest tokens at each verified position.",
     )
     index: str | list[str] | None = Field(
         None, description="Folder of an index, or several, as `freedraft index build` made them, to draft from as well."
@@ -118,22 +100,6 @@ class FusionSettings(OwnTextSettings):
     )
 
 
-class Judged(NamedTuple):
-    """What fusion keeps for each slot, beside its texts, to learn from what is committed.
-
-    Attributes:
-        started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
-        considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
-        tokens: int32 `(slots, longest + 1)`, these.
-        mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
-    """
-
-    started: Int64
-    considered: Int64
-    tokens: Int32
-    mixed: Float32
-
-
 class Fusion:
     """Drafts the likeliest continuation by all the evidence there is, with a calibrated probability a token.
 
@@ -149,7 +115,7 @@ class Fusion:
     """
 
     Settings: ClassVar[type[FusionSettings]] = FusionSettings
-    feedback: ClassVar[frozenset[FeedbackKind]] = frozenset()
+    feedback_top_k: ClassVar[int] = K
     calibrated: ClassVar[bool] = True
     """Its probabilities are what they say: pacing is on by default."""
 
@@ -178,9 +144,15 @@ class Fusion:
         self._corpora = padded([segment.automaton for segment in self._segments])
         self._damaged = np.zeros(1, np.int64)
         self._places = no_places(len(self._segments))
-        self._judged = _nothing_judged(settings.max_tokens)
+        self._judged = nothing_judged(settings.max_tokens)
+        self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
+
+    @property
+    def feedback(self) -> frozenset[FeedbackKind]:
+        """The target's rankings, if `recycling`; nothing otherwise."""
+        return frozenset({"top_k"}) if self.settings.recycling else frozenset()
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """As `Drafter.open`; errors as `SuffixAutomata.open`."""
@@ -191,9 +163,12 @@ class Fusion:
         if most > len(self._judged.started):
             self._places = _grown(self._places, most)
             self._judged = _grown(self._judged, most)
+            self._rankings = _grown(self._rankings, most)
         self._places.reference[slots] = NONE
         self._judged.started[slots] = NOT_STARTED
         self._judged.considered[slots] = 0
+        self._rankings.context[slots] = NO_TOKEN
+        self._rankings.shown[slots] = 0
         if len(prompts):
             try:
                 self.extend(slots, prompts, offsets)
@@ -236,7 +211,7 @@ class Fusion:
         grown = self.automata
         status = extend_batch(
             grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
-            self._damaged, self._places, self._judged, self.mixer, slots, tokens, offsets,
+            self._damaged, self._places, self._judged, self._table, self._rankings, self.mixer, slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
@@ -256,8 +231,8 @@ class Fusion:
         arrays = self.automata.arrays
         status = draft_batch(
             arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-            self._judged, self.mixer, SOURCES, slots, budget, longest, max(self.settings.min_probability, self.floor),
-            tokens, parents, probability, source, offsets,
+            self._judged, self._table, self._rankings, self.mixer, SOURCES, slots, budget, longest,
+            max(self.settings.min_probability, self.floor), tokens, parents, probability, source, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
@@ -266,7 +241,19 @@ class Fusion:
         return Drafts(tokens[:used], parents[:used], probability[:used], source[:used], offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
-        """Nothing to learn: the committed text says it all."""
+        """As `Drafter.observe`: rankings are kept until `extend` has told what was committed.
+
+        Raises:
+            InputError: a slot that is not open, or shapes that do not fit.
+        """
+        if feedback.top_k is None or not self.feedback:
+            return
+        self.automata.learning(slots)  # raises for a slot that is not open
+        ranked = np.ascontiguousarray(feedback.top_k, np.int32)
+        if ranked.ndim != 2:
+            raise InputError(f"feedback: expected top_k of shape (positions, k), got {ranked.shape}")
+        offsets = as_offsets(feedback.offsets, len(ranked), len(slots))
+        observe_batch(self._rankings, self._judged.considered, slots, ranked, offsets)
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; the replies become a source for others. Errors as `SuffixAutomata.close`."""
@@ -315,163 +302,7 @@ class Fusion:
             self._places.corpora[:, which] = 0
 
 
-def _nothing_judged(longest: int) -> Judged:
-    return Judged(
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-        np.zeros((0, longest + 1), np.int32),
-        np.zeros((0, longest + 1), np.float32),
-    )
-
-
 def _grown(arrays: Any, slots: int) -> Any:
     """A tuple of arrays with a row a slot, with room for so many."""
     more = max(2 * len(arrays[0]), slots, 16) - len(arrays[0])
     return type(arrays)(*(np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)]) for array in arrays))
-
-
-@kernel
-def extend_batch(
-    words: Int32,
-    pool: Int32,
-    next_page: Int32,
-    sequences: Int32,
-    generations: Int64,
-    corpora: tuple[Automaton, ...],
-    damaged: Int64,
-    places: Places,
-    judged: Judged,
-    mixer: Mixer,
-    slots: Int64,
-    tokens: Int32,
-    offsets: Int64,
-) -> int:
-    """Append a ragged batch, learning from it where the reply has begun; FINE, or BAD_SLOT or BAD_TOKEN."""
-    for slot in slots:
-        if not is_open(sequences, slot):
-            return BAD_SLOT
-    for token in tokens:
-        if token < 0:
-            return BAD_TOKEN
-    states = words.reshape(-1, STATE_WORDS)
-    edges = words.reshape(-1, 2)
-    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    candidates = room()
-    texts, cursors, in_corpora = new_cursors(places)
-    for row in range(len(slots)):
-        slot = slots[row]
-        own = sequences[slot]
-        replying = judged.started[slot] >= 0
-        judging = replying
-        if replying:
-            take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
-        for i in range(offsets[row], offsets[row + 1]):
-            token = tokens[i]
-            if replying:
-                depth = i - offsets[row]
-                if judging and depth < judged.considered[slot]:
-                    judging = judged.tokens[slot, depth] == token
-                    learn_correction(mixer, depth, judged.mixed[slot, depth], judging)
-                cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-                rows = gather_texts(words, states, sequences, texts, cursors, evidence)
-                rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
-                found = find_candidates(evidence, rows, candidates)
-                if found > 0:
-                    tokens_found = candidates.tokens[:found]
-                    count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
-                    count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
-                    predict(evidence, rows, mixer, candidates, found)
-                    learn(evidence, rows, mixer, candidates, found, token)
-            learning = own[HEAD_LEARNING] != 0
-            if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
-                own[HEAD_LEARNING] = 0
-                follow_token(words, states, edges, own, token)
-            if replying:
-                follow_others(words, states, edges, sequences, texts, cursors, token)
-                follow_corpora(corpora, damaged, in_corpora, token)
-        if replying:
-            put_back(places, slot, cursors, in_corpora)
-        judged.considered[slot] = 0
-    return FINE
-
-
-@kernel
-def draft_batch(
-    words: Int32,
-    sequences: Int32,
-    generations: Int64,
-    corpora: tuple[Automaton, ...],
-    damaged: Int64,
-    places: Places,
-    judged: Judged,
-    mixer: Mixer,
-    sources: UInt8,
-    slots: Int64,
-    budget: Int32,
-    longest: int,
-    min_probability: float,
-    tokens: Int32,
-    parents: Int32,
-    probability: Float32,
-    source: UInt8,
-    offsets: Int64,
-) -> int:
-    """Write the likeliest chain of each sequence; FINE, or BAD_SLOT."""
-    states = words.reshape(-1, STATE_WORDS)
-    edges = words.reshape(-1, 2)
-    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    candidates = room()
-    texts, cursors, in_corpora = new_cursors(places)
-    used = 0
-    offsets[0] = 0
-    for slot in slots:
-        if not is_open(sequences, slot):
-            return BAD_SLOT
-    for row in range(len(slots)):
-        slot = slots[row]
-        if judged.started[slot] == NOT_STARTED:
-            judged.started[slot] = sequences[slot, HEAD_LENGTH]
-            begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
-        take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
-        likelihood = 1.0
-        depth = 0
-        most = min(longest, budget[row])
-        judged.considered[slot] = 0
-        while depth < most:
-            rows = gather_texts(words, states, sequences, texts, cursors, evidence)
-            rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
-            found = find_candidates(evidence, rows, candidates)
-            if found == 0:
-                break
-            tokens_found = candidates.tokens[:found]
-            count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
-            count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
-            predict(evidence, rows, mixer, candidates, found)
-            best = 0
-            for j in range(1, found):
-                if candidates.mixed[j] > candidates.mixed[best]:
-                    best = j
-            token = candidates.tokens[best]
-            judged.tokens[slot, depth] = token
-            judged.mixed[slot, depth] = candidates.mixed[best]
-            judged.considered[slot] = depth + 1
-            likelihood *= correct(mixer, depth, candidates.mixed[best])
-            if likelihood < min_probability:
-                break
-            from_where = OWN
-            for i in range(rows):
-                if evidence[i, LIKELIEST] == token:
-                    from_where = evidence[i, KIND]
-                    break
-            tokens[used] = token
-            parents[used] = depth - 1
-            probability[used] = likelihood
-            source[used] = sources[from_where]
-            used += 1
-            depth += 1
-            if depth < most:
-                advance_own(words, states, edges, sequences, texts, cursors, token)
-                follow_others(words, states, edges, sequences, texts, cursors, token)
-                follow_corpora(corpora, damaged, in_corpora, token)
-        offsets[row + 1] = used
-    return FINE

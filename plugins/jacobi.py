@@ -165,7 +165,7 @@ class Jacobi:
             self._sequences, self._samples, self.counts, slots, offsets, self.settings.initial == "random",
             initial.tokens, initial.parents, initial.offsets, tokens, parents, probability,
         )  # fmt: skip
-        return Drafts(tokens, parents, probability, np.full(used, Source.OTHER, np.uint8), offsets)
+        return Drafts(tokens, parents, probability, np.full(used, Source.BY_PRODUCT, np.uint8), offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: keep the argmax until `extend` has told what was committed.

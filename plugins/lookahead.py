@@ -182,7 +182,7 @@ class Lookahead:
             chosen.shape == "chain", chosen.initial == "random", tokens, parents, probability, offsets,
         )  # fmt: skip
         used = int(offsets[-1])
-        source = np.full(used, Source.OTHER, np.uint8)
+        source = np.full(used, Source.BY_PRODUCT, np.uint8)
         return Drafts(tokens[:used], parents[:used], probability[:used], source, offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:

@@ -22,6 +22,7 @@ from freedraft.plugins.evidence import (
     LIKELIEST,
     MATCHED,
     MAX_CONTEXTS,
+    RANKED,
     SEEN,
     SEPARATOR,
 )
@@ -39,6 +40,9 @@ RATES = KINDS * LENGTH_BUCKETS * SEEN_BUCKETS * SHARE_BUCKETS * 2
 INPUTS = KINDS * LENGTH_BUCKETS
 BIAS = INPUTS
 BIAS_INPUT = 0.3
+
+# How often a token at each place of a ranking was the next one, roughly; its share buckets count from the last place.
+RANKED_RATES = np.array([0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4])
 
 MAX_CANDIDATES = 6
 FIRST_WEIGHT = 0.3
@@ -78,7 +82,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         tokens: int64 `(MAX_CANDIDATES,)`.
-        times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context.
+        times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context; for a ranking its share
+            bucket.
         mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
         rate: int64, likewise: which rate each input is.
@@ -103,7 +108,9 @@ def start() -> Mixer:
     times = np.where(share == 0, 0.0, times)
     latest = np.array([0.02, 0.15])[None, None, None, None, :]
     rates = (times + latest) / (seen + ESCAPE / length + 0.2)
-    rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).ravel()
+    rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).copy()
+    rates[RANKED] = RANKED_RATES[None, None, :, None]
+    rates = rates.ravel()
     weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
@@ -186,9 +193,11 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
         odds = BIAS_INPUT * weights[BIAS]
         for i in range(rows):
             seen = evidence[i, SEEN]
-            times = min(seen, candidates.times[j, i])
+            share = candidates.times[j, i]
+            if evidence[i, KIND] != RANKED:
+                share = share_bucket(min(seen, share), seen)
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
-            rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share_bucket(times, seen)
+            rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share
             rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
             candidates.rate[j, i] = rate
             candidates.stretched[j, i] = stretch(mixer.rates[rate])

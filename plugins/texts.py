@@ -22,6 +22,7 @@ from freedraft.plugins.evidence import (
     NO_STATE,
     OWN,
     PLACE,
+    RANKED,
     REACH,
     REFERENCE,
     RESPONSES,
@@ -195,9 +196,9 @@ def gather_texts(words: Int32, states: Int32, sequences: Int32, slots: Int64, cu
 def count_texts(
     words: Int32, states: Int32, edges: Int32, evidence: Int64, rows: int, tokens: Int64, times: Int64
 ) -> None:
-    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: how often token j followed context i, if not in a corpus."""
+    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: how often token j followed context i in the arena."""
     for i in range(rows):
-        if evidence[i, KIND] != CORPUS:
+        if evidence[i, KIND] != CORPUS and evidence[i, KIND] != RANKED:
             for j in range(len(tokens)):
                 times[j, i] = times_of(words, states, edges, evidence[i], tokens[j])
 

@@ -232,7 +232,7 @@ class TokenRecycling:
         tokens = np.empty(used, np.int32)
         parents = np.empty(used, np.int32)
         copy_drafts(self._sequences, slots, offsets, tokens, parents)
-        return Drafts(tokens, parents, probability[:used], np.full(used, Source.OTHER, np.uint8), offsets)
+        return Drafts(tokens, parents, probability[:used], np.full(used, Source.BY_PRODUCT, np.uint8), offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: keep the rankings until `extend` has told what was committed.

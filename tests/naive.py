@@ -208,7 +208,8 @@ MIX_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40)
 MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
 MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
-OWN_TEXT, REPLIES, CORPUS, REFERENCE = range(4)
+RANKED_RATES = (0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4)
+OWN_TEXT, REPLIES, CORPUS, REFERENCE, RANKED = range(5)
 
 
 def float32(value: float) -> float:
@@ -305,7 +306,7 @@ class Mixing:
     def rate(self, key: tuple[int, ...]) -> float:
         """The rate of (kind, length bucket, seen bucket, share, latest), at first by the escape estimate."""
         if key not in self.rates:
-            _, length, seen_bucket, share, latest = key
+            kind, length, seen_bucket, share, latest = key
             seen = MIX_SEEN_MEANS[seen_bucket]
             if share == 0:
                 times = 0.0
@@ -313,6 +314,9 @@ class Mixing:
                 times = min(share, seen)
             else:
                 times = seen if share == 9 else (share - 0.5) / 8 * seen
+            if kind == RANKED:
+                self.rates[key] = float32(RANKED_RATES[share])
+                return self.rates[key]
             estimate = (times + (0.15 if latest else 0.02)) / (seen + self.escape / MIX_LENGTH_MEANS[length] + 0.2)
             self.rates[key] = float32(min(max(estimate, 0.002), 0.995))
         return self.rates[key]

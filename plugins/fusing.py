@@ -1,0 +1,243 @@
+"""The kernels of fusion: draft the likeliest chain by all evidence, and learn from what is committed.
+
+They take most arrays one by one: see `texts`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from freedraft.plugins.adjacency import Table, push_token
+from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
+from freedraft.plugins.mixing import Mixer, correct, find_candidates, learn, learn_correction, predict, room
+from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings, learn_rankings
+from freedraft.plugins.texts import (
+    Places,
+    advance_own,
+    begin,
+    count_corpora,
+    count_texts,
+    follow_corpora,
+    follow_others,
+    gather_corpora,
+    gather_texts,
+    new_cursors,
+    put_back,
+    take_up,
+)
+from freedraft.retrieval.edges import STATE_WORDS
+from freedraft.retrieval.growth import (
+    BAD_SLOT,
+    BAD_TOKEN,
+    FINE,
+    HEAD_LEARNING,
+    HEAD_LENGTH,
+    HEAD_MATCH,
+    HEAD_MATCH_LENGTH,
+    follow_token,
+    is_open,
+    learn_token,
+)
+from freedraft.retrieval.index.follow import Automaton
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
+
+NOT_STARTED = -1
+
+
+class Judged(NamedTuple):
+    """What fusion keeps for each slot, beside its texts, to learn from what is committed.
+
+    Attributes:
+        started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
+        considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
+        tokens: int32 `(slots, longest + 1)`, these.
+        mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
+    """
+
+    started: Int64
+    considered: Int64
+    tokens: Int32
+    mixed: Float32
+
+
+def nothing_judged(longest: int) -> Judged:
+    """Room for no sequence, with drafts of up to `longest` tokens."""
+    return Judged(
+        np.zeros(0, np.int64),
+        np.zeros(0, np.int64),
+        np.zeros((0, longest + 1), np.int32),
+        np.zeros((0, longest + 1), np.float32),
+    )
+
+
+@kernel
+def extend_batch(
+    words: Int32,
+    pool: Int32,
+    next_page: Int32,
+    sequences: Int32,
+    generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    judged: Judged,
+    table: Table,
+    rankings: Rankings,
+    mixer: Mixer,
+    slots: Int64,
+    tokens: Int32,
+    offsets: Int64,
+) -> int:
+    """Append a ragged batch, learning from it where the reply has begun; FINE, or BAD_SLOT or BAD_TOKEN."""
+    for slot in slots:
+        if not is_open(sequences, slot):
+            return BAD_SLOT
+    for token in tokens:
+        if token < 0:
+            return BAD_TOKEN
+    states = words.reshape(-1, STATE_WORDS)
+    edges = words.reshape(-1, 2)
+    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
+    candidates = room()
+    texts, cursors, in_corpora = new_cursors(places)
+    ranking = rankings.ranked.shape[1] > 0
+    for row in range(len(slots)):
+        slot = slots[row]
+        own = sequences[slot]
+        replying = judged.started[slot] >= 0
+        judging = replying
+        context = rankings.context[slot].copy()
+        if replying:
+            take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+        for i in range(offsets[row], offsets[row + 1]):
+            token = tokens[i]
+            if replying:
+                depth = i - offsets[row]
+                if judging and depth < judged.considered[slot]:
+                    judging = judged.tokens[slot, depth] == token
+                    learn_correction(mixer, depth, judged.mixed[slot, depth], judging)
+                cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
+                rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+                rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+                if ranking:
+                    rows = gather_rankings(table, context, evidence, rows)
+                found = find_candidates(evidence, rows, candidates)
+                if found > 0:
+                    tokens_found = candidates.tokens[:found]
+                    count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+                    count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+                    if ranking:
+                        count_rankings(table, evidence, rows, tokens_found, candidates.times)
+                    predict(evidence, rows, mixer, candidates, found)
+                    learn(evidence, rows, mixer, candidates, found, token)
+            learning = own[HEAD_LEARNING] != 0
+            if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
+                own[HEAD_LEARNING] = 0
+                follow_token(words, states, edges, own, token)
+            if replying:
+                follow_others(words, states, edges, sequences, texts, cursors, token)
+                follow_corpora(corpora, damaged, in_corpora, token)
+            if ranking:
+                push_token(context, token)
+        if replying:
+            put_back(places, slot, cursors, in_corpora)
+        if ranking:
+            learn_rankings(table, rankings, slot, judged.tokens[slot])
+            rankings.context[slot] = context
+        judged.considered[slot] = 0
+    return FINE
+
+
+@kernel
+def draft_batch(
+    words: Int32,
+    sequences: Int32,
+    generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    judged: Judged,
+    table: Table,
+    rankings: Rankings,
+    mixer: Mixer,
+    sources: UInt8,
+    slots: Int64,
+    budget: Int32,
+    longest: int,
+    min_probability: float,
+    tokens: Int32,
+    parents: Int32,
+    probability: Float32,
+    source: UInt8,
+    offsets: Int64,
+) -> int:
+    """Write the likeliest chain of each sequence; FINE, or BAD_SLOT."""
+    states = words.reshape(-1, STATE_WORDS)
+    edges = words.reshape(-1, 2)
+    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
+    candidates = room()
+    texts, cursors, in_corpora = new_cursors(places)
+    ranking = rankings.ranked.shape[1] > 0
+    used = 0
+    offsets[0] = 0
+    for slot in slots:
+        if not is_open(sequences, slot):
+            return BAD_SLOT
+    for row in range(len(slots)):
+        slot = slots[row]
+        if judged.started[slot] == NOT_STARTED:
+            judged.started[slot] = sequences[slot, HEAD_LENGTH]
+            begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
+        take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+        context = rankings.context[slot].copy()
+        likelihood = 1.0
+        depth = 0
+        most = min(longest, budget[row])
+        judged.considered[slot] = 0
+        while depth < most:
+            rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+            rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+            if ranking:
+                rows = gather_rankings(table, context, evidence, rows)
+            found = find_candidates(evidence, rows, candidates)
+            if found == 0:
+                break
+            tokens_found = candidates.tokens[:found]
+            count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+            count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+            if ranking:
+                count_rankings(table, evidence, rows, tokens_found, candidates.times)
+            predict(evidence, rows, mixer, candidates, found)
+            best = 0
+            for j in range(1, found):
+                if candidates.mixed[j] > candidates.mixed[best]:
+                    best = j
+            token = candidates.tokens[best]
+            judged.tokens[slot, depth] = token
+            judged.mixed[slot, depth] = candidates.mixed[best]
+            judged.considered[slot] = depth + 1
+            likelihood *= correct(mixer, depth, candidates.mixed[best])
+            if likelihood < min_probability:
+                break
+            from_where = OWN
+            for i in range(rows):
+                if evidence[i, LIKELIEST] == token:
+                    from_where = evidence[i, KIND]
+                    break
+            tokens[used] = token
+            parents[used] = depth - 1
+            probability[used] = likelihood
+            source[used] = sources[from_where]
+            used += 1
+            depth += 1
+            if depth < most:
+                advance_own(words, states, edges, sequences, texts, cursors, token)
+                follow_others(words, states, edges, sequences, texts, cursors, token)
+                follow_corpora(corpora, damaged, in_corpora, token)
+                if ranking:
+                    push_token(context, token)
+        offsets[row + 1] = used
+    return FINE
