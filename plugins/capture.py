@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
+import multiprocessing.util
 import os
 import threading
 from collections import deque
@@ -35,7 +35,7 @@ LONGEST_WAIT = 600.0
 
 BUSY_SECONDS = 0.5
 FAILURE_SECONDS = 60.0
-EXIT_SECONDS = 5.0
+EXIT_SECONDS = 3.0
 EXIT_TRY_SECONDS = 0.05
 
 
@@ -82,7 +82,6 @@ class Capture:
                 raise
             raise ConfigError(f"capture: {folder}: cannot be made, or not be written: {error}") from error
         self._begin()
-        atexit.register(self.close)
 
     def _begin(self) -> None:
         self._process = os.getpid()
@@ -93,6 +92,8 @@ class Capture:
         self._in_hand = 0
         self._number = 0
         self._end: float | None = None
+        # The children of `multiprocessing`, as vLLM's engine is one, call this but not `atexit`'s.
+        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=10)
 
     def add(self, replies: Iterable[Int32]) -> None:
         """Take replies, int32 `(t,)` each; never waits for the disk, and raises nothing."""
@@ -118,7 +119,6 @@ class Capture:
 
     def close(self) -> None:
         """Write what is gathered, as far as `EXIT_SECONDS` allow, and take no more."""
-        atexit.unregister(self.close)
         if os.getpid() != self._process:
             return
         with self._changed:
@@ -126,6 +126,7 @@ class Capture:
                 return
             self._end = monotonic() + EXIT_SECONDS
             self._changed.notify()
+        self._at_exit.cancel()
         if self._thread is not None:
             self._thread.join(max(0.0, self._end - monotonic()))
         with self._changed:
