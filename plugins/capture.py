@@ -8,6 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import uniform
@@ -71,8 +72,7 @@ class Capture:
         self._max_size = max_size
         # Of a segment that is to be merged with others, and a last reply can double it.
         self._tokens = max(2, min(tokens, max_size // (2 * SHARE * BYTES_A_TOKEN)))
-        # Here, rather than in the middle of requests: that all is installed, and compiled.
-        segment_bytes(Documents.of([("", np.arange(2, dtype=np.int32))]))
+        _warm_up()
         try:
             prepare(folder, tokenizer)
         except LockedError as error:
@@ -145,6 +145,7 @@ class Capture:
             self._thread = thread
 
     def _run(self) -> None:
+        _use_one_core()
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -245,6 +246,36 @@ def open_capture(folder: str | None, tokenizer: str | None, scope: str, max_size
     source = Tokenizer(os.path.expanduser(tokenizer))
     entry = TokenizerEntry(source.name, tokenizer_fingerprint(source.path), source.vocabulary_size)
     return Capture(Path(folder).expanduser(), entry, max_size, tokens)
+
+
+def _warm_up() -> None:
+    """See that all is installed and compiled, rather than in the middle of requests."""
+    errors = []
+
+    def build() -> None:
+        _use_one_core()
+        try:
+            segment_bytes(Documents.of([("", np.arange(2, dtype=np.int32))]))
+        except Exception as error:
+            errors.append(error)
+
+    # In a thread, for this one's OpenMP may be the model's too.
+    thread = threading.Thread(target=build, daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _use_one_core() -> None:
+    """Have libdivsufsort sort in this thread alone, if it was built with OpenMP.
+
+    A team of threads would take cores from the model, and hangs in a child of a process that has had one.
+    """
+    with suppress(ImportError, AttributeError):
+        from pydivsufsort.dll import libdivsufsort
+
+        libdivsufsort.omp_set_num_threads(1)
 
 
 def _tokens_of(batch: list[tuple[str, Int32]]) -> int:

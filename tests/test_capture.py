@@ -65,7 +65,9 @@ from pathlib import Path
 import numpy as np
 from freedraft.plugins import capture
 from freedraft.plugins.capture import Capture
+from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.manifest import TokenizerEntry
+from freedraft.retrieval.index.segment import segment_bytes
 
 capture.EXIT_SECONDS = 60
 
@@ -73,6 +75,8 @@ def gather():
     made = Capture(Path(sys.argv[1]), TokenizerEntry("ours", "11" * 16, 100), 2**20, 10**6)
     made.add([np.array([5, 6, 7], np.int32)])
 
+# The parent has sorted with several threads, which its child lacks.
+segment_bytes(Documents.of([("", np.arange(1000, dtype=np.int32))]))
 child = multiprocessing.get_context("fork").Process(target=gather)
 child.start()
 child.join()
