@@ -1,7 +1,8 @@
-"""Let a real vLLM engine with freedraft work for long: random arrivals, aborts and lengths, and too small a KV cache.
+"""Let real vLLM with freedraft work for long: random arrivals, aborts and lengths, and too small a KV cache.
 
-Each reply is compared with that of an engine without drafts: the same, or another from a token on where the two best
-ones are within 1e-3. The engine's memory must not grow, and nothing may fail.
+Beside it an engine without drafts does the same. Each reply is compared with that engine's: the same, or another from a
+token on where the two best ones are within 1e-3. freedraft's engine must not grow more than the other: what vLLM and
+torch take over time is not ours. Nothing may fail.
 
     python bench/vllm_soak.py [--minutes 20] [--prompts FOLDER] [--drafter NAME] [--out FOLDER]
 """
@@ -9,13 +10,12 @@ ones are within 1e-3. The engine's memory must not grow, and nothing may fail.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import statistics
 import sys
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -29,6 +29,8 @@ from vllm_prompts import live_prompts
 from vllm_runs import WIDTH, assert_same, engine
 from vllm_runs import statistics as totals
 
+from freedraft.integrations.hf.smollm2 import demo_model_path
+
 LONGEST = 96
 WAITING = 40
 # Little, so that it is full, and pages of it are used again, long before the end.
@@ -36,12 +38,16 @@ MEMORY = "48MiB"
 GROWTH_MIB = 48
 
 
-def resident_mib() -> float:
-    """Resident memory of this process and its engine's, in MiB."""
+@contextmanager
+def measured_engine(**options: Any) -> Iterator[tuple[Any, Callable[[], float]]]:
+    """An engine, and how much memory its processes take, in MiB; pages that several of them share count once."""
     import psutil
 
     this = psutil.Process()
-    return sum(process.memory_info().rss for process in (this, *this.children(recursive=True))) / 2**20
+    before = set(this.children(recursive=True))
+    with engine(demo_model_path(), num_gpu_blocks_override=3 * WIDTH // 16, **options) as llm:
+        ours = [process for process in this.children(recursive=True) if process not in before]
+        yield llm.llm_engine, lambda: sum(process.memory_full_info().pss for process in ours) / 2**20
 
 
 def pool(prompts: Sequence[str], size: int, dice: random.Random) -> list[str]:
@@ -50,20 +56,21 @@ def pool(prompts: Sequence[str], size: int, dice: random.Random) -> list[str]:
     return [*short[: size // 2], *("".join(dice.sample(short, dice.choice((2, 3)))) for _ in range(size - size // 2))]
 
 
-def plain_replies(prompts: Sequence[str], pipe: Connection) -> None:
-    """Send the plain engine's replies with the two best log-probabilities of each token."""
-    from vllm import SamplingParams
+class Engine:
+    """One of the two engines, and what it has answered."""
 
-    from freedraft.integrations.hf.smollm2 import demo_model_path
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        self.ended: dict[str, Any] = {}
 
-    with engine(demo_model_path(), drafting=False) as llm:
-        greedy = SamplingParams(temperature=0, max_tokens=LONGEST, logprobs=2)
-        pipe.send([out.outputs[0] for out in llm.generate(list(prompts), greedy, use_tqdm=False)])
+    def step(self) -> None:
+        """One engine step, if there is anything to do."""
+        for out in self.core.step() if self.core.has_unfinished_requests() else ():
+            if out.finished:
+                self.ended[out.request_id.split("-")[0]] = out.outputs[0]
 
 
-def soak(
-    prompts: Sequence[str], plain: Sequence[Any], minutes: float, drafter: str, dice: random.Random
-) -> dict[str, Any]:
+def soak(prompts: Sequence[str], minutes: float, drafter: str, dice: random.Random) -> dict[str, Any]:
     """Work for so many minutes; returns what happened.
 
     Raises:
@@ -71,14 +78,15 @@ def soak(
     """
     from vllm import SamplingParams
 
-    from freedraft.integrations.hf.smollm2 import demo_model_path
-
     counts = dict.fromkeys(("requests", "aborted", "finished", "left plain's reply at a tie"), 0)
-    memory: list[tuple[float, float]] = []
+    memory: list[tuple[int, float, float]] = []
     options = {"drafter": drafter, "memory": MEMORY, "vllm": {"idle_sequences": 4, "idle_tokens": 4096}}
-    with engine(demo_model_path(), freedraft=options, num_gpu_blocks_override=3 * WIDTH // 16) as llm:
-        core = llm.llm_engine
-        live: dict[str, tuple[int, int]] = {}
+    with (
+        measured_engine(drafting=False) as (plain_core, plain_mib),
+        measured_engine(freedraft=options) as (our_core, our_mib),
+    ):
+        plain, ours = Engine(plain_core), Engine(our_core)
+        live: set[str] = set()
         began = sampled = monotonic()
         draining = False
         while (elapsed := monotonic() - began) < 60 * minutes or live:
@@ -88,57 +96,53 @@ def soak(
             arrivals = 0 if over or draining or len(live) > WAITING else dice.choice((0,) * 12 + (1, 1, 2, 8))
             draining = draining or dice.random() < 0.002
             for _ in range(arrivals):
-                which, length = dice.randrange(len(prompts)), dice.randint(1, LONGEST)
-                name = str(counts["requests"])
-                core.add_request(name, prompts[which], SamplingParams(temperature=0, max_tokens=length))
-                live[name] = which, length
+                name, text, length = str(counts["requests"]), dice.choice(prompts), dice.randint(1, LONGEST)
+                for one in (plain, ours):
+                    one.core.add_request(name, text, SamplingParams(temperature=0, max_tokens=length, logprobs=2))
+                live.add(name)
                 counts["requests"] += 1
             if live and dice.random() < 0.02:
-                name = dice.choice(list(live))
-                core.abort_request([name])
-                del live[name]
+                name = dice.choice(sorted(live))
+                for one in (plain, ours):
+                    one.core.abort_request([name])
+                    one.ended.pop(name, None)
+                live.remove(name)
                 counts["aborted"] += 1
-            for out in core.step() if core.has_unfinished_requests() else ():
-                name = out.request_id.split("-")[0]
-                if not out.finished or name not in live:
+            plain.step()
+            ours.step()
+            for name in plain.ended.keys() & ours.ended.keys():
+                expected, reply = plain.ended.pop(name), ours.ended.pop(name)
+                if name not in live:
                     continue
-                which, length = live.pop(name)
-                tokens = list(out.outputs[0].token_ids)
-                expected = list(plain[which].token_ids)[:length]
-                if tokens != expected:
-                    assert_same(tokens, _shortened(plain[which], length))
-                    counts["left plain's reply at a tie"] += 1
+                live.remove(name)
                 counts["finished"] += 1
+                if list(reply.token_ids) != list(expected.token_ids):
+                    assert_same(list(reply.token_ids), expected)
+                    counts["left plain's reply at a tie"] += 1
             if monotonic() - sampled > 5:
                 sampled = monotonic()
-                memory.append((round(sampled - began), resident_mib()))
-        metrics = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+                memory.append((round(sampled - began), plain_mib(), our_mib()))
         drafting = totals()
     assert drafting["errors"] == 0, f"{drafting['errors']} failures in drafting"
-    values = [mib for _, mib in memory]
-    early, late = (
-        statistics.median(part) for part in (values[len(values) // 4 : len(values) // 2], values[-len(values) // 4 :])
-    )
-    print("MiB:", [round(mib) for mib in values[:: max(1, len(values) // 40)]])
-    assert late - early < GROWTH_MIB, f"memory grew from {early:.0f} to {late:.0f} MiB"
+    grown = []
+    for values in ([row[1] for row in memory], [row[2] for row in memory]):
+        early, late = values[len(values) // 4 : len(values) // 2], values[-len(values) // 4 :]
+        grown.append(statistics.median(late) - statistics.median(early))
+    print("MiB, plain's and ours:", [tuple(map(round, row)) for row in memory[:: max(1, len(memory) // 30)]])
+    assert grown[1] - grown[0] < GROWTH_MIB, f"memory grew by {grown[1]:.0f} MiB, plain's by {grown[0]:.0f}"
     return {
         "minutes": minutes,
         "drafter": drafter,
         **counts,
-        "preemptions": metrics["vllm:num_preemptions"],
         "tokens": drafting["tokens"],
         "tokens/step": drafting["tokens"] / drafting["sequence_steps"],
         "errors": drafting["errors"],
-        "MiB in the second quarter": early,
-        "MiB in the last quarter": late,
-        "MiB": [(seconds, round(mib, 1)) for seconds, mib in memory[:: max(1, len(memory) // 60)]],
+        "MiB that plain's engine grew by, second quarter to last": round(grown[0], 1),
+        "MiB that ours grew by": round(grown[1], 1),
+        "seconds, MiB of plain's engine, of ours": [
+            tuple(map(round, row)) for row in memory[:: max(1, len(memory) // 60)]
+        ],
     }
-
-
-def _shortened(reply: Any, length: int) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(token_ids=list(reply.token_ids)[:length], logprobs=reply.logprobs[:length])
 
 
 def main() -> None:
@@ -155,16 +159,8 @@ def main() -> None:
     given = parser.parse_args()
     dice = random.Random(given.seed)
     prompts = pool(live_prompts(given.prompts), given.pool, dice)
-    spawn = multiprocessing.get_context("spawn")
-    pipe, other = spawn.Pipe()
-    process = spawn.Process(target=plain_replies, args=(prompts, other))
-    process.start()
-    other.close()
-    plain = pipe.recv()
-    process.join()
-    print(f"{len(plain)} plain replies; {given.minutes} minutes begin", flush=True)
-    result = soak(prompts, plain, given.minutes, given.drafter, dice)
-    print({name: value for name, value in result.items() if name != "MiB"})
+    result = soak(prompts, given.minutes, given.drafter, dice)
+    print({name: value for name, value in result.items() if not isinstance(value, list)})
     save("vllm_soak", result, given.out)
 
 
