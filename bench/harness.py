@@ -65,3 +65,16 @@ def save(name: str, content: Mapping[str, Any], out: Path | None = None) -> Path
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def markdown(title: str, table: Sequence[Mapping[str, Any]], note: str) -> str:
+    """A results page: the table, how it was made, and on what."""
+    host = machine()
+    lines = ["| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
+    for row in table:
+        lines.append("| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+    packages = ", ".join(f"{name} {number}" for name, number in host["packages"].items())
+    return (
+        f"# {title}\n\n" + "\n".join(lines) + f"\n\n{note}\n\n"
+        f"{host['processor']}, {host['cores']} cores, Python {host['python']}; {packages}.\n"
+    )

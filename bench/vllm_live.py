@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from harness import RESULTS, machine, median, save, show
+from harness import RESULTS, markdown, median, save, show
 from tasks import tasks
 from vllm_runs import prompt
 
@@ -172,20 +172,6 @@ def summarize(measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) 
     return table
 
 
-def markdown(table: Sequence[dict[str, Any]], note: str) -> str:
-    """The table and how it was made."""
-    host = machine()
-    lines = ["| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
-    lines += [
-        "| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()) + " |" for r in table
-    ]
-    packages = ", ".join(f"{name} {number}" for name, number in host["packages"].items())
-    return (
-        "# Live decoding in vLLM\n\n" + "\n".join(lines) + f"\n\n{note}\n\n"
-        f"{host['processor']}, {host['cores']} cores, Python {host['python']}; {packages}.\n"
-    )
-
-
 def main() -> None:
     """Parse, run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,7 +204,9 @@ def main() -> None:
         for (task, streams), by_method in measured.items()
     }
     save("vllm_live", {"note": note, "table": table, "rounds": saved}, given.out)
-    ((given.out or RESULTS) / "vllm_live.md").write_text(markdown(table, note), encoding="utf-8")
+    ((given.out or RESULTS) / "vllm_live.md").write_text(
+        markdown("Live decoding in vLLM", table, note), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

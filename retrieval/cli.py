@@ -231,9 +231,10 @@ def delete(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Delete documents by name: at once from answers, from disk at the next merge.
+    """Delete documents by name, from answers and from disk.
 
-    A long file, or a chat, is several documents of one name: all of them go.
+    The segments that hold them are written anew without them. A process that has the index open keeps the old ones
+    until it opens it again. A long file, or a chat, is several documents of one name: all of them go.
     """
     opened = CorpusIndex(index)
     unknown = set(document) - set(_names(opened))

@@ -258,13 +258,18 @@ class Unread(Engine):
         super().start()
         self.wrong: dict[int, int] = {}
         self.first: dict[int, int] = {}
-        self.last: dict[int, tuple[Request, list[int], int]] = {}
-        self.seen: list[Request] = []
+        self.last: dict[int, tuple[Request, list[int]]] = {}
+        self.known: dict[int, list[int]] = {}
+        self.held: dict[int, int] = {}
 
     def show(self) -> None:
+        self.held = {}
         super().show()
         self.last = {i: (request, list(request.text)) for i, request in enumerate(self.batch.running)}
-        self.seen = self.seen + self.batch.running
+        for i, sequence in self.held.items():
+            if sequence not in self.wrong:
+                self.known[sequence] = list(self.batch.running[i].text)
+        self.known = {sequence: self.known[sequence] for sequence in self.follower.texts if sequence in self.known}
 
     def compare(self, i: int, request: Request, step: Step) -> None:
         assert step.ready[i]
@@ -273,7 +278,9 @@ class Unread(Engine):
     def compare_text(self, i: int, request: Request, step: Step) -> None:
         sequence = int(step.sequences[i])
         text = self.follower.texts[sequence]
+        self.held[i] = sequence
         if sequence in step.opened:
+            self.known.pop(sequence, None)
             self.first[sequence] = len(request.text)
             self.wrong.pop(sequence, None)
         if text == request.text[: len(text)]:
@@ -288,12 +295,14 @@ class Unread(Engine):
     def assert_excusable(self, i: int, request: Request, sequence: int) -> None:
         """This is the one documented case."""
         predecessor, text = self.last[i]
-        assert not any(request is other for other in self.seen)
-        assert not any(predecessor is other for other in self.batch.running)
+        assert request is not predecessor
         assert len(request.text) == len(text) + self.new[i]
         assert request.text[:EDGE] == text[:EDGE]
         assert request.text[len(text) - EDGE : len(text)] == text[-EDGE:]
         assert len(text) - self.first[sequence] >= EDGE
+        # The tracker knew no sequence with just the text that this one had before the step.
+        before = request.text[: len(text)]
+        assert before not in [known for other, known in self.known.items() if other != sequence]
 
 
 class Small(Unread):

@@ -90,7 +90,8 @@ def engine(model_path: Path, *, drafting: bool = True, freedraft: Any = None, **
     if drafting:
         options["speculative_config"] = SPECULATIVE
         # What does not pay on a CPU must be right as well.
-        options["additional_config"] = {"freedraft": {"pacing": "off", **(freedraft or {})}}
+        given = freedraft or {}
+        options["additional_config"] = {"freedraft": given if "config" in given else {"pacing": "off", **given}}
     llm = LLM(model=str(model_path), disable_log_stats=False, **options)
     try:
         yield llm

@@ -20,12 +20,13 @@ tail is still the prompt's (prompts cut from one template). Apart from that, row
 unread first, as many as hold `routine_tokens` and one at least in a step; with no more in the batch, that is every
 row in every step.
 
-What can still collide: a sequence leaves, and before the next call another one that was never seen takes its very row,
-with the same length, the same first 16 tokens and the same last 16, the latter written by the model for the first one,
-but with a difference in the middle, in a batch of more than `routine_tokens` tokens. Its entry then holds the other's
-middle until its turn to be read comes, as many steps later as there are rows at most, when it is found out and built
-anew. Besides, two different texts share a 64-bit fingerprint with a probability of about 2**-64. Both are
-harmless: the text is only where drafts come from, and vLLM verifies each of them.
+What can still collide: a sequence leaves its row, and before the next call another one takes it that is not known by
+the text it had before the step (never seen, forgotten since, or grown in calls that were skipped or put off), with the
+same length, the same first 16 tokens and the same last 16, the latter written by the model for the first one, but with
+a difference in the middle, in a batch of which not all could be read. Its entry then holds the other's middle until its
+turn to be read comes, as many steps later as there are rows at most where `most_read` leaves room for one, when it is
+found out and built anew. Besides, two different texts share a 64-bit fingerprint with a probability of about 2**-64.
+Both are harmless: the text is only where drafts come from, and vLLM verifies each of them.
 """
 
 from __future__ import annotations
