@@ -22,13 +22,15 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from harness import RESULTS, machine, save, show
+from harness import RESULTS, markdown, save, show
 from tasks import tasks
 from vllm_runs import SPECULATIVE, prompt
 
 STREAMS = 16
 WARM = 4
 WIDTH = 1024
+# Within this the order of two logits depends on how many positions a forward pass has.
+TIE = 1e-3
 TASKS = ("JSON", "code edit")
 COUNTS = ("steps", "sequence steps", "tokens", "drafted", "verified", "accepted")
 
@@ -180,14 +182,25 @@ def count_ties(measured: dict[str, dict[str, dict[str, Any]]]) -> dict[str, tupl
         return dict.fromkeys(measured, (0, 0))
     # Only then is the model needed here.
     import torch
-    from generate_live import is_tie
     from transformers import AutoModelForCausalLM
 
     from freedraft.integrations.hf.smollm2 import demo_model_path
 
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
-    ties = {phase: sum(is_tie(model, *one) for one in found) for phase, found in others.items()}
+    ties = {phase: sum(_is_tie(model, *one) for one in found) for phase, found in others.items()}
     return {phase: (ties[phase], len(found) - ties[phase]) for phase, found in others.items()}
+
+
+def _is_tie(model: Any, prompt_ids: Sequence[int], reply: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether the replies part between the model's two best tokens, and these are within TIE."""
+    import torch
+
+    at = next((i for i, (a, b) in enumerate(zip(reply, expected, strict=False)) if a != b), None)
+    if at is None:
+        return False
+    with torch.inference_mode():
+        best = model(torch.tensor([[*prompt_ids, *expected[:at]]])).logits[0, -1].topk(2)
+    return {reply[at], expected[at]} == set(best.indices.tolist()) and float(best.values[0] - best.values[1]) < TIE
 
 
 def summarize(measured: dict[str, dict[str, dict[str, Any]]], ties: dict[str, tuple[int, int]]) -> list[dict[str, Any]]:
@@ -256,23 +269,6 @@ def plot(points: Sequence[dict[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def markdown(tables: Sequence[Sequence[dict[str, Any]]], note: str, picture: str | None) -> str:
-    """The tables and how they were made."""
-    host = machine()
-    parts = ["# The load step in vLLM"]
-    for table in tables:
-        lines = ["| " + " | ".join(table[0]) + " |", "|" + " --- |" * len(table[0])]
-        lines += [
-            "| " + " | ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()) + " |" for r in table
-        ]
-        parts.append("\n".join(lines))
-    if picture is not None:
-        parts.append(f"![Tokens drafted and verified a step over time]({picture})")
-    packages = ", ".join(f"{name} {number}" for name, number in host["packages"].items())
-    parts += [note, f"{host['processor']}, {host['cores']} cores, Python {host['python']}; {packages}."]
-    return "\n\n".join(parts) + "\n"
-
-
 def main() -> None:
     """Parse, run, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,13 +284,13 @@ def main() -> None:
     table, points = summarize(measured, ties), time_series(measured)
     note = (
         f"SmolLM2-135M-Instruct in float32, greedy, up to {given.tokens} tokens a reply, drafter {given.drafter} with "
-        f"its default settings, {SPECULATIVE['num_speculative_tokens']} drafted tokens a step at most. Prompts: JSON and "
-        f"code edits in turn (`bench/tasks.py`), {given.few}, {given.many} and {given.few} fresh ones in the three phases, "
-        f"after a warm-up with {WARM}. Both engines answer the same ones, one engine after the other in every phase. The "
-        "drafter keeps what it learns, so that the last phase meets a more experienced one than the first. Speeds are "
-        "from end to end, reading the prompt included. A step is one sequence's share in an engine step; drafted is what "
-        "the drafter had, verified what pacing left of it. Ties are replies that leave plain's where the two best "
-        "logits are nearly equal; different are those that leave it otherwise."
+        f"its default settings, {SPECULATIVE['num_speculative_tokens']} drafted tokens a step at most. Prompts: JSON "
+        f"and code edits in turn (`bench/tasks.py`), {given.few}, {given.many} and {given.few} fresh ones in the three "
+        f"phases, after a warm-up with {WARM}. Both engines answer the same ones, one engine after the other in every "
+        "phase. The drafter keeps what it learns, so that the last phase meets a more experienced one than the first. "
+        "Speeds are from end to end, reading the prompt included. A step is one sequence's share in an engine step; "
+        "drafted is what the drafter had, verified what pacing left of it. Ties are replies that leave plain's where "
+        f"the two best logits are within {TIE:g}; different are those that leave it otherwise."
     )
     show("The load step in vLLM", table)
     print(note)
@@ -311,7 +307,12 @@ def main() -> None:
     picture = "vllm_load.png" if find_spec("matplotlib") else None
     if picture is not None:
         plot(points, folder / picture)
-    (folder / "vllm_load.md").write_text(markdown((table, points), note, picture), encoding="utf-8")
+    page = markdown("The load step in vLLM", table, note)
+    if picture is not None:
+        page += f"\n![Tokens drafted and verified a step over time]({picture})\n"
+    (folder / "vllm_load.md").write_text(page, encoding="utf-8")
+    if different := sum(count for _, count in ties.values()):
+        raise SystemExit(f"{different} replies differ from plain's, and not at a tie")
 
 
 if __name__ == "__main__":
