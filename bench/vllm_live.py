@@ -31,6 +31,8 @@ DRAFTED = 12
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
 METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
+    # vLLM switches it off for a proposer of one's own.
+    "plain, no async scheduling": (None, {"async_scheduling": False}),
     "vLLM ngram 2..5": (
         {"method": "ngram", "num_speculative_tokens": DRAFTED, "prompt_lookup_min": 2, "prompt_lookup_max": 5},
         {},
@@ -66,7 +68,8 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
         enable_prefix_caching=False,
         disable_log_stats=False,
         speculative_config=speculative,
-        additional_config={"freedraft": additional} if additional else {},
+        additional_config={"freedraft": additional} if speculative == OURS else {},
+        **(additional if speculative is None else {}),
     )
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
     llm.generate(options["warm_up"], greedy, use_tqdm=False)

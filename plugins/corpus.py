@@ -21,12 +21,12 @@ from freedraft.retrieval.index.follow import (
     DAMAGED,
     FINE,
     Automaton,
-    advance_in,
+    advance,
     at_root,
-    context_count_in,
-    likeliest_in,
-    settle_in,
-    shorten_in,
+    context_count,
+    likeliest_of,
+    settle,
+    shorten,
 )
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
@@ -213,17 +213,17 @@ def continue_batch(
             if at_root(cursor) or cursor[AT_LENGTH] < min_match:
                 break
             # A suffix that occurs exactly where a longer one does is no other context.
-            if context_count_in(nodes, cursor) != count:
-                count = context_count_in(nodes, cursor)
+            if context_count(nodes, cursor) != count:
+                count = context_count(nodes, cursor)
                 tried += 1
-                _, times = likeliest_in(text, nodes, cursor)
+                _, times = likeliest_of(text, nodes, cursor)
                 likelihood = times / (count + ESCAPE / cursor[AT_LENGTH])
                 if likelihood > best_likelihood:
                     best_likelihood = likelihood
                     best[:] = cursor
                 if tried == CONTEXTS_TRIED:
                     break
-            if shorten_in(text, nodes, edges, cursor) == DAMAGED or settle_in(text, nodes, edges, cursor) == DAMAGED:
+            if shorten(text, nodes, edges, cursor) == DAMAGED or settle(text, nodes, edges, cursor) == DAMAGED:
                 return DAMAGED
         if best_likelihood == 0.0:
             continue
@@ -232,13 +232,13 @@ def continue_batch(
         for i in range(min(tokens.shape[1], budget[row])):
             if at_root(cursor):
                 break
-            token, times = likeliest_in(text, nodes, cursor)
-            likelihood *= min(1.0, times / (context_count_in(nodes, cursor) + ESCAPE / cursor[AT_LENGTH]))
+            token, times = likeliest_of(text, nodes, cursor)
+            likelihood *= min(1.0, times / (context_count(nodes, cursor) + ESCAPE / cursor[AT_LENGTH]))
             if likelihood < min_probability or token < 0:
                 break
             tokens[row, i] = token
             probability[row, i] = np.float32(likelihood)
             lengths[row] = i + 1
-            if advance_in(text, nodes, edges, cursor, token) == DAMAGED:
+            if advance(text, nodes, edges, cursor, token) == DAMAGED:
                 return DAMAGED
     return FINE

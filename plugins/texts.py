@@ -207,7 +207,8 @@ def count_texts(
 def follow_corpora(corpora: tuple[Automaton, ...], damaged: Int64, in_corpora: Int32, token: int) -> None:
     """Move the cursors in the corpora past a token; `damaged[0]` becomes 1 + the corpus that is damaged, if one is."""
     for i in range(len(in_corpora)):
-        if index.advance(corpora[i], in_corpora[i], token) == DAMAGED:
+        text, nodes, edges = corpora[i]
+        if index.advance(text, nodes, edges, in_corpora[i], token) == DAMAGED:
             index.to_root(in_corpora[i])
             damaged[0] = 1 + i
 
@@ -230,14 +231,14 @@ def count_corpora(corpora: tuple[Automaton, ...], evidence: Int64, rows: int, to
     """As `count_texts`, for the contexts in corpora alone."""
     for i in range(rows):
         if evidence[i, KIND] == CORPUS:
-            automaton = corpora[evidence[i, TEXT]]
+            _, nodes, edges = corpora[evidence[i, TEXT]]
             for j in range(len(tokens)):
                 if tokens[j] == evidence[i, LIKELIEST]:
                     times[j, i] = evidence[i, TIMES]
                 elif evidence[i, PLACE] == NO_STATE:
                     times[j, i] = 0
                 else:
-                    _, _, found = index.find_edge(automaton, evidence[i, PLACE], tokens[j])
+                    _, _, found = index.find_edge(nodes, edges, evidence[i, PLACE], tokens[j])
                     times[j, i] = max(0, found)
 
 
@@ -248,13 +249,14 @@ def _gather_corpus(automaton: Automaton, i: int, damaged: Int64, cursor: Int32, 
     A suffix that occurs exactly where a longer one does tells nothing new. There can be many of these, so that only the
     first `SHORTENED` suffixes are looked at.
     """
+    text, nodes, edges = automaton
     end = min(rows + CONTEXTS_A_TEXT, len(evidence))
     before = 0
     for _ in range(SHORTENED):
         if rows == end or index.at_root(cursor):
             break
-        seen = index.context_count(automaton, cursor)
-        token, times = index.likeliest_of(automaton, cursor)
+        seen = index.context_count(nodes, cursor)
+        token, times = index.likeliest_of(text, nodes, cursor)
         if seen < 1 or times < 1 or token < 0:
             break
         if seen != before:
@@ -269,7 +271,7 @@ def _gather_corpus(automaton: Automaton, i: int, damaged: Int64, cursor: Int32, 
             evidence[rows, TEXT] = i
             rows += 1
             before = seen
-        if index.shorten(automaton, cursor) == DAMAGED or index.settle(automaton, cursor) == DAMAGED:
+        if index.shorten(text, nodes, edges, cursor) == DAMAGED or index.settle(text, nodes, edges, cursor) == DAMAGED:
             damaged[0] = 1 + i
             break
     return rows

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import rich.ratio
+import rich.columns
 import tiny
 import yaml
 from vllm_runs import assert_same, engine, prompt, statistics
 
 from freedraft.integrations.hf import Speculative
 from freedraft.retrieval.build.builder import build_index
+from freedraft.retrieval.build.sources import SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.index.errors import TokenizerMismatchError
 
 pytestmark = pytest.mark.model
 
-TEXT = prompt(f"Add a comment to this function.\n```python\n{inspect.getsource(rich.ratio.ratio_reduce)}```")
+FUNCTION = inspect.getsource(rich.columns.Columns.add_renderable)
+TEXT = prompt(f"Repeat this function.\n```python\n{FUNCTION}```")
 TOKENS = 80
 
 
@@ -27,7 +30,9 @@ TOKENS = 80
 def options(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A YAML file that names an index of rich's sources."""
     folder = tmp_path_factory.mktemp("corpus")
-    build_index(folder / "rich.index", [Path(rich.ratio.__file__).parent], Tokenizer(model_path))
+    # A copy: git ignores what is installed in an environment, and so does the index builder.
+    shutil.copytree(Path(rich.columns.__file__).parent, folder / "rich")
+    build_index(folder / "rich.index", [folder / "rich"], Tokenizer(model_path), SourceOptions(include=("*.py",)))
     config = {"drafter": "corpus", "index": str(folder / "rich.index"), "tokenizer": str(model_path), "min_expected": 0}
     (folder / "options.yaml").write_text(yaml.safe_dump(config))
     return folder / "options.yaml"
@@ -46,15 +51,12 @@ def test_generate(model: Any, tokenizer: Any, options: Path) -> None:
 def test_fusion_draws_on_the_index_too(model: Any, tokenizer: Any, options: Path) -> None:
     given = yaml.safe_load(options.read_text())
     inputs = tokenizer(TEXT, return_tensors="pt")
-    with_index = Speculative("fusion", pacing="off", index=given["index"], tokenizer=None)
-    without = Speculative("fusion", pacing="off")
+    ours = Speculative("fusion", pacing="off", index=given["index"], tokenizer=None)
     expected = tiny.plain(model, None, **inputs, max_new_tokens=TOKENS)
-    for ours in (with_index, without):
-        assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(expected)
-    assert with_index.statistics is not None
-    assert without.statistics is not None
-    assert with_index.statistics.drafter_errors == 0
-    assert with_index.statistics.steps <= without.statistics.steps
+    assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(expected)
+    assert ours.statistics is not None
+    assert ours.statistics.drafter_errors == 0
+    assert ours.statistics.tokens_per_step > 1.2
 
 
 @pytest.mark.vllm

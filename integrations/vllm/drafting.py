@@ -78,6 +78,7 @@ class BatchDrafting:
             step_tokens=bounds.step_tokens,
             idle_sequences=bounds.idle_sequences,
             idle_tokens=bounds.idle_tokens,
+            idle_steps=bounds.idle_steps,
         )
         self._slots = np.full(self._tracker.capacity, -1, np.int64)
         self._ledger = Ledger(self._tracker.capacity, self._longest, self.statistics)

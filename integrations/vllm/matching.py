@@ -74,6 +74,7 @@ class Bounds(NamedTuple):
     step_tokens: int
     idle_sequences: int
     idle_tokens: int
+    idle_steps: int
     routine_tokens: int
     most_read: int
 
@@ -99,7 +100,7 @@ def track(
     previous, closed, opened = advance(table, batch, owner, step, bounds.most_read)
     # A row whose reading was put off may yet turn out to hold one of the sequences that seem to be idle.
     if settled:
-        closed = np.concatenate((closed, evict_idle(table, step, bounds.idle_sequences, bounds.idle_tokens)))
+        closed = np.concatenate((closed, evict_idle(table, step, bounds)))
     growing, offsets, tokens = catch_up(table, batch, owner, bounds.step_tokens)
     ready = np.zeros(rows, np.bool_)
     for i in range(rows):
@@ -239,7 +240,7 @@ def advance(table: Table, batch: Batch, owner: Int64, step: int, most: int) -> t
 
 
 @kernel
-def evict_idle(table: Table, step: int, sequences: int, tokens: int) -> Int64:
+def evict_idle(table: Table, step: int, bounds: Bounds) -> Int64:
     """Free the least recently seen entries that are in no row, until the rest are within the bounds.
 
     Returns:
@@ -254,8 +255,11 @@ def evict_idle(table: Table, step: int, sequences: int, tokens: int) -> Int64:
         if table.length[entry] > 0 and table.seen[entry] != step:
             idle += 1
             held += table.taken[entry]
-    while idle > 0 and (idle > sequences or held > tokens):
+    while idle > 0:
         entry = _least_recent(table, step)
+        old = step - table.seen[entry] > bounds.idle_steps
+        if not old and idle <= bounds.idle_sequences and held <= bounds.idle_tokens:
+            break
         idle -= 1
         held -= table.taken[entry]
         table.length[entry] = 0

@@ -21,3 +21,9 @@ class VllmSettings(Settings):
         64, ge=0, description="Sequences that are in no row, preempted or ended, whose state is kept, at most."
     )
     idle_tokens: int = Field(2**18, ge=0, description="Tokens of those sequences, at most.")
+    idle_steps: int = Field(
+        16,
+        ge=0,
+        description="Engine steps that a sequence may be in no row before it is closed; only then is its reply a "
+        "source of drafts for others.",
+    )

@@ -22,10 +22,11 @@ row in every step.
 
 What can still collide: a sequence leaves its row, and before the next call another one takes it that is not known by
 the text it had before the step (never seen, forgotten since, or grown in calls that were skipped or put off), with the
-same length, the same first 16 tokens and the same last 16, the latter written by the model for the first one, but with
-a difference in the middle, in a batch of which not all could be read. Its entry then holds the other's middle until its
-turn to be read comes, as many steps later as there are rows at most where `most_read` leaves room for one, when it is
-found out and built anew. Besides, two different texts share a 64-bit fingerprint with a probability of about 2**-64.
+same length, the same first 16 tokens and the same last 16, but with a difference in the middle, in a batch of which not
+all could be read. The last 16 were then written by the model for the first one, unless the step's reading (`most_read`)
+was spent before it came to the young ones. Its entry then holds the other's middle until its turn to be read comes, as
+many steps later as there are rows at most where `most_read` leaves room for one, when it is found out and built anew.
+Besides, two different texts share a 64-bit fingerprint with a probability of about 2**-64.
 Both are harmless: the text is only where drafts come from, and vLLM verifies each of them.
 """
 
@@ -83,6 +84,7 @@ class SequenceTracker:
         step_tokens: int = 8192,
         idle_sequences: int = 64,
         idle_tokens: int = 1 << 18,
+        idle_steps: int = 16,
         routine_tokens: int = 1 << 17,
         most_read: int = MOST_READ,
     ) -> None:
@@ -93,6 +95,7 @@ class SequenceTracker:
             step_tokens: hand out at most this many tokens a step; a long prompt takes several.
             idle_sequences: keep at most this many sequences that are in no row: preempted, or ended.
             idle_tokens: likewise, at most this many tokens of them.
+            idle_steps: forget a sequence that was in no row for more steps than this.
             routine_tokens: rows that nothing is suspicious about, to be read whole in each step.
             most_read: see `MOST_READ`.
         """
@@ -101,6 +104,7 @@ class SequenceTracker:
             ("step_tokens", step_tokens, 1),
             ("idle_sequences", idle_sequences, 0),
             ("idle_tokens", idle_tokens, 0),
+            ("idle_steps", idle_steps, 0),
             ("routine_tokens", routine_tokens, 0),
             ("most_read", most_read, 1),
         ):
@@ -108,7 +112,7 @@ class SequenceTracker:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
         self.rows = rows
         self.capacity = rows + idle_sequences
-        self._bounds = Bounds(step_tokens, idle_sequences, idle_tokens, routine_tokens, most_read)
+        self._bounds = Bounds(step_tokens, idle_sequences, idle_tokens, idle_steps, routine_tokens, most_read)
         self._table = Table(*np.zeros((5, self.capacity), np.int64), *np.zeros((3, self.capacity), np.uint64))
         self._before = np.full(rows, -1, np.int64)
         self._clock = 0

@@ -68,7 +68,7 @@ class Automaton(NamedTuple):
 
 
 @kernel
-def find_edge_in(nodes: Int32, edges: Int32, node: int, token: int) -> tuple[int, int, int]:
+def find_edge(nodes: Int32, edges: Int32, node: int, token: int) -> tuple[int, int, int]:
     """The edge of `node` (in bounds) that begins with `token`: target, label length and times; times 0 = none."""
     # Fields are read one by one: a view of a row costs more than all of them.
     if nodes[node, TOKEN] == token:
@@ -125,7 +125,7 @@ def enter_edge(text: Int32, nodes: Int32, cursor: Int32, target: int, label: int
 
 
 @kernel
-def shorten_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
+def shorten(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
     """Move a cursor that is not at the root to its longest suffix that may have more occurrences."""
     node, used = cursor[AT_NODE], cursor[AT_USED]
     at = cursor[AT_TEXT] - used
@@ -142,7 +142,7 @@ def shorten_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
     cursor[AT_NODE] = node
     cursor[AT_USED] = 0
     while used > 0:
-        target, label, times = find_edge_in(nodes, edges, cursor[AT_NODE], text[at])
+        target, label, times = find_edge(nodes, edges, cursor[AT_NODE], text[at])
         if times < 1 or (target < 0 and label < used):
             return DAMAGED
         passed = min(label, used)
@@ -154,10 +154,10 @@ def shorten_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
 
 
 @kernel
-def settle_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
+def settle(text: Int32, nodes: Int32, edges: Int32, cursor: Int32) -> int:
     """Shorten until something follows, or until the root."""
     while cursor[AT_USED] > 0 and cursor[AT_USED] >= cursor[AT_LABEL]:
-        if shorten_in(text, nodes, edges, cursor) == DAMAGED:
+        if shorten(text, nodes, edges, cursor) == DAMAGED:
             return DAMAGED
     return FINE
 
@@ -180,7 +180,7 @@ def at_root(cursor: Int32) -> bool:
 def step_down(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int) -> int:
     """Move a cursor by a token that follows its context, without settling; NO_EDGE, and unmoved, if none does."""
     if cursor[AT_USED] == 0:
-        target, label, times = find_edge_in(nodes, edges, cursor[AT_NODE], token)
+        target, label, times = find_edge(nodes, edges, cursor[AT_NODE], token)
         if times == 0:
             return NO_EDGE
         if enter_edge(text, nodes, cursor, target, label, times, 1) == DAMAGED:
@@ -198,23 +198,23 @@ def step_down(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int
 
 
 @kernel
-def advance_in(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int) -> int:
+def advance(text: Int32, nodes: Int32, edges: Int32, cursor: Int32, token: int) -> int:
     """Move a settled cursor by the text's next token."""
     while True:
         status = step_down(text, nodes, edges, cursor, token)
         if status == FINE:
-            return settle_in(text, nodes, edges, cursor)
+            return settle(text, nodes, edges, cursor)
         if status == DAMAGED:
             return DAMAGED
         if at_root(cursor):
             cursor[AT_LENGTH] = 0
             return FINE
-        if shorten_in(text, nodes, edges, cursor) == DAMAGED:
+        if shorten(text, nodes, edges, cursor) == DAMAGED:
             return DAMAGED
 
 
 @kernel
-def context_count_in(nodes: Int32, cursor: Int32) -> int:
+def context_count(nodes: Int32, cursor: Int32) -> int:
     """How often a settled cursor's context is followed by anything."""
     if cursor[AT_USED] == 0:
         return nodes[cursor[AT_NODE], COUNT]
@@ -222,48 +222,12 @@ def context_count_in(nodes: Int32, cursor: Int32) -> int:
 
 
 @kernel
-def likeliest_in(text: Int32, nodes: Int32, cursor: Int32) -> tuple[int, int]:
+def likeliest_of(text: Int32, nodes: Int32, cursor: Int32) -> tuple[int, int]:
     """The most frequent continuation of a settled cursor's context, and how often it followed."""
     if cursor[AT_USED] == 0:
         node = cursor[AT_NODE]
         return nodes[node, TOKEN], nodes[node, TIMES]
     return text[cursor[AT_TEXT]], cursor[AT_TIMES]
-
-
-@kernel
-def find_edge(automaton: Automaton, node: int, token: int) -> tuple[int, int, int]:
-    """As `find_edge_in`."""
-    return find_edge_in(automaton.nodes, automaton.edges, node, token)
-
-
-@kernel
-def shorten(automaton: Automaton, cursor: Int32) -> int:
-    """As `shorten_in`."""
-    return shorten_in(automaton.text, automaton.nodes, automaton.edges, cursor)
-
-
-@kernel
-def settle(automaton: Automaton, cursor: Int32) -> int:
-    """As `settle_in`."""
-    return settle_in(automaton.text, automaton.nodes, automaton.edges, cursor)
-
-
-@kernel
-def advance(automaton: Automaton, cursor: Int32, token: int) -> int:
-    """As `advance_in`."""
-    return advance_in(automaton.text, automaton.nodes, automaton.edges, cursor, token)
-
-
-@kernel
-def context_count(automaton: Automaton, cursor: Int32) -> int:
-    """As `context_count_in`."""
-    return context_count_in(automaton.nodes, cursor)
-
-
-@kernel
-def likeliest_of(automaton: Automaton, cursor: Int32) -> tuple[int, int]:
-    """As `likeliest_in`."""
-    return likeliest_in(automaton.text, automaton.nodes, cursor)
 
 
 @kernel
@@ -284,7 +248,7 @@ def advance_batch(automaton: Automaton, cursors: Int32, slots: Int64, tokens: In
     for row in range(len(slots)):
         cursor = cursors[slots[row]]
         for i in range(offsets[row], offsets[row + 1]):
-            if advance_in(text, nodes, edges, cursor, tokens[i]) == DAMAGED:
+            if advance(text, nodes, edges, cursor, tokens[i]) == DAMAGED:
                 to_root(cursor)
                 result = DAMAGED
     return result
@@ -302,9 +266,9 @@ def contexts_batch(
             if at_root(cursor):
                 break
             length[row, place] = cursor[AT_LENGTH]
-            count[row, place] = context_count_in(nodes, cursor)
-            likeliest[row, place], times[row, place] = likeliest_in(text, nodes, cursor)
-            if shorten_in(text, nodes, edges, cursor) == DAMAGED or settle_in(text, nodes, edges, cursor) == DAMAGED:
+            count[row, place] = context_count(nodes, cursor)
+            likeliest[row, place], times[row, place] = likeliest_of(text, nodes, cursor)
+            if shorten(text, nodes, edges, cursor) == DAMAGED or settle(text, nodes, edges, cursor) == DAMAGED:
                 return DAMAGED
     return FINE
 
