@@ -213,7 +213,7 @@ def append(
 
 @_command
 def merge(index: Index, as_json: AsJson = False) -> None:
-    """Merge all segments into as few as possible, and free the space of deleted documents.
+    """Merge all segments into as few as possible.
 
     Following a text costs time for each segment; append merges by itself when there are too many.
     """
