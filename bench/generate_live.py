@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -47,8 +47,8 @@ Answer = tuple[list[list[int]], float, int]
 """Replies, seconds, and a sequence's steps in all; 0 steps = not known."""
 
 
-def methods(model: Any, tokens: int) -> dict[str, Callable[[Any], Answer]]:
-    """Name -> one that answers a batch of inputs; each keeps its drafter."""
+def methods(model: Any, tokens: int, drafters: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[Any], Answer]]:
+    """Name -> one that answers a batch of inputs; each keeps its drafter, and `drafters` has its configuration."""
 
     def generate(inputs: Any, **options: Any) -> tuple[list[list[int]], float]:
         started = perf_counter()
@@ -85,7 +85,7 @@ def main() -> None:
     given = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), padding_side="left")
-    answering = methods(model, given.tokens)
+    answering = methods(model, given.tokens, DRAFTERS)
     if given.only:
         answering = {name: one for name, one in answering.items() if name == PLAIN or name in given.only}
     measured: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
