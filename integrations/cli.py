@@ -37,7 +37,10 @@ def main() -> None:
     """Run the command line; an error of ours is one line on stderr and exit status 1."""
     try:
         app()
-    except (FreedraftError, ImportError) as error:
+    except BrokenPipeError:
+        # Whoever read our output has gone.
+        sys.exit(1)
+    except (FreedraftError, ImportError, OSError) as error:
         # A Text, for in a message that quotes a user's path square brackets are no markup.
         Console(stderr=True).print(Text("error: ", "bold red") + Text(str(error), ""), soft_wrap=True)
         sys.exit(1)

@@ -134,7 +134,10 @@ def build(
         bool, typer.Option("--dedup", help="Leave out documents that were there already, exactly.")
     ] = False,
     min_count: Annotated[
-        int, typer.Option(min=1, help="Keep only continuations seen this often in a segment: a far smaller index.")
+        int,
+        typer.Option(
+            min=1, max=2**32 - 1, help="Keep only continuations seen this often in a segment: a far smaller index."
+        ),
     ] = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the index if there is one.")] = False,
     max_memory: MaxMemory = "4GiB",

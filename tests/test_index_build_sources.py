@@ -496,12 +496,46 @@ class TestFolders:
         assert sorted(os.path.normpath(name) for name in self.names(start)) == expected
         assert 0 < len(expected) < len(TREE) + len(IGNORE_FILES)
 
+    def test_a_bad_line_costs_that_line_and_a_byte_order_mark_nothing(self, make):
+        self.tree(make, "p/a.py", "p/b.log", "p/secret.txt")
+        make("p/.gitignore", b"\xef\xbb\xbfsecret.txt\n[z-a]*.log\n!\n*.log\n")
+        found, problems = read("p", include=["*.py", "*.log", "*.txt"])
+        assert [name for name, _ in found] == ["p/a.py"]
+        assert counts(problems) == {"BAD_PATTERN": 2}
+        with pytest.raises(SourceError, match="--include"):
+            read("p", include=["[z-a]"])
+
+    def test_what_a_repositorys_owner_ignores_for_himself(self, make):
+        self.tree(make, "p/a.py", "p/private.txt", "p/sub/private.txt")
+        make(".git/info/exclude", "private.txt\n")
+        make("p/sub/.gitignore", "!private.txt\n")
+        assert self.names("p") == ["p/a.py", "p/sub/.gitignore", "p/sub/private.txt"]
+
     def test_a_gitignore_above_counts_only_within_a_repository(self, make):
         self.tree(make, "p/a.py", "p/b.txt")
         make(".gitignore", "*.txt\n")
         assert self.names("p") == ["p/a.py", "p/b.txt"]
         make(".git/HEAD", "")
         assert self.names("p") == ["p/a.py"]
+
+
+class TestOddFiles:
+    def test_a_header_without_an_end(self, make):
+        good = make("a.txt", "the cat")
+        header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (3,".ljust(117) + b"\n"
+        broken = make("b.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        found, problems = read(good, broken)
+        assert found == [("a.txt", "the cat")]
+        assert counts(problems) == {"DAMAGED": 1}
+
+    def test_a_time_that_python_does_not_know(self, tmp_path):
+        import pyarrow
+        import pyarrow.parquet
+
+        times = pyarrow.array([2**53, 0], pyarrow.timestamp("ms"))
+        pyarrow.parquet.write_table(pyarrow.table({"text": times}), tmp_path / "a.parquet")
+        _, problems = read(tmp_path / "a.parquet")
+        assert counts(problems)["WRONG_VALUE"] >= 1
 
 
 class TestPaths:

@@ -286,3 +286,17 @@ def test_as_a_process(here):
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_another_programs_manifest_is_left_alone(here, monkeypatch, capsys):
+    (here / "web").mkdir()
+    (here / "web/manifest.json").write_text('{"name": "my web app"}')
+    for more in ([], ["--replace"]):
+        said = one_line_error(monkeypatch, capsys, "build", "web", "src", "--tokenizer", "tok", *more)
+        assert "its manifest.json is not an index's" in said
+    assert (here / "web/manifest.json").read_text() == '{"name": "my web app"}'
+
+
+def test_what_the_system_refuses_is_one_line(here, monkeypatch, capsys):
+    for index in ("src/a.txt", "src/a.txt/below"):
+        assert "src/a.txt" in one_line_error(monkeypatch, capsys, "build", index, "src", "--tokenizer", "tok")

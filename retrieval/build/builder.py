@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import monotonic
 
 from freedraft.retrieval.build.executors import Execute, Task, in_processes, in_this_process, on_ray
@@ -19,7 +21,7 @@ from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError, TokenizerMismatchError
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
-from freedraft.retrieval.index.manifest import Manifest, SegmentEntry, TokenizerEntry
+from freedraft.retrieval.index.manifest import FORMAT, MANIFEST, Manifest, SegmentEntry, TokenizerEntry
 from freedraft.retrieval.index.store import CorpusIndex, IndexWriter, compact, needs_merge
 
 DEFAULT_MEMORY = 4 << 30
@@ -91,7 +93,7 @@ def build_index(
         CapacityError: a worker died.
         MissingPackageError: a package of the `index` extra is not installed.
     """
-    if not overwrite and index_exists(folder):
+    if index_exists(folder) and not overwrite:
         raise InputError(f"{folder}: there is an index already: append adds to it, build --replace builds it anew")
     entry = TokenizerEntry(tokenizer.name, tokenizer_fingerprint(tokenizer.path), tokenizer.vocabulary_size)
     empty = Manifest(tokenizer=entry, min_count=min_count, dedup=dedup, sources=(), segments=())
@@ -254,14 +256,27 @@ class _Build:
 
 
 def index_exists(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder holds an index, sound or not."""
+    """Whether the folder holds an index, sound or not.
+
+    Raises:
+        InputError: it has another program's manifest.json.
+    """
     try:
         CorpusIndex(folder)
     except NotFoundError:
         return False
     except CorpusIndexError:
-        return True
+        if _is_anothers_manifest(Path(folder, MANIFEST)):
+            raise InputError(f"{folder}: its {MANIFEST} is not an index's; choose another folder") from None
     return True
+
+
+def _is_anothers_manifest(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return not isinstance(values, dict) or values.get("format") != FORMAT
 
 
 def _listed(paths: Sequence[str | os.PathLike[str]]) -> str:

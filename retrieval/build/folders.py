@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class FolderWalk:
         try:
             self._include = self._spec(include) if include else None
             self._exclude = self._spec(exclude)
-        except ValueError as error:
+        except (ValueError, re.error) as error:
             raise SourceError(f"--include, --exclude: {error}") from error
 
     def files(self, folder: str, problems: Problems) -> Iterator[tuple[str, int]]:
@@ -46,7 +47,8 @@ class FolderWalk:
         """
         top = Path(os.path.abspath(folder))
         root = next((p for p in (top, *top.parents) if (p / ".git").exists()), top)
-        rules = []
+        # What a repository's owner ignores for himself has the least say.
+        rules = self._rules_in(str(root / ".git" / "info" / "exclude"), str(root), problems)
         for above in reversed([p for p in top.parents if p == root or root in p.parents]):
             rules += self._rules_of(str(above), problems)
         yield from self._walk(str(top), folder.rstrip("/") or "/", str(top), rules, problems)
@@ -77,15 +79,26 @@ class FolderWalk:
                     yield name, status.st_size
 
     def _rules_of(self, folder: str, problems: Problems) -> list[tuple[str, Any]]:
-        path = os.path.join(folder, ".gitignore")
+        return self._rules_in(os.path.join(folder, ".gitignore"), folder, problems)
+
+    def _rules_in(self, path: str, folder: str, problems: Problems) -> list[tuple[str, Any]]:
+        """The rules of a file for what is below `folder`; a line that is no pattern is one of the problems."""
         if not os.path.isfile(path):
             return []
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                return [(folder, self._spec(file))]
-        except (OSError, ValueError) as error:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+                lines = file.read().splitlines()
+        except OSError as error:
             problems.add(ProblemKind.UNREADABLE, path, str(error))
             return []
+        patterns = []
+        for number, line in enumerate(lines, 1):
+            try:
+                self._spec([line])
+                patterns.append(line)
+            except (ValueError, re.error) as error:
+                problems.add(ProblemKind.BAD_PATTERN, f"{path}:{number}", str(error))
+        return [(folder, self._spec(patterns))]
 
     def _spec(self, lines: Any) -> Any:
         return self._pathspec.GitIgnoreSpec.from_lines(lines)

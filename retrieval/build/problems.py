@@ -20,6 +20,7 @@ class ProblemKind(Enum):
     TOO_LONG = ("overlong line", "overlong lines")
     BROKEN_JSON = ("broken JSON line", "broken JSON lines")
     MISSING_FIELD = ("record without the field", "records without the field")
+    BAD_PATTERN = ("bad pattern in a .gitignore", "bad patterns in .gitignore files")
     WRONG_VALUE = ("unusable value", "unusable values")
 
 

@@ -104,6 +104,9 @@ def _cell_value(cell: Any, here: str, column: str, field: str, problems: Problem
     except UnicodeDecodeError as error:
         problems.add(ProblemKind.UNDECODABLE, here, f"not valid UTF-8 at byte {error.start + 1}: {error.reason}")
         return None
+    except (ValueError, OverflowError) as error:
+        problems.add(ProblemKind.WRONG_VALUE, here, f"no Python value: {error}")
+        return None
     if value is None:
         problems.add(ProblemKind.MISSING_FIELD, here, f"no value in the field {field!r}")
     return value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
+from tokenize import TokenError
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -163,7 +164,8 @@ class Sources:
             try:
                 for tokens in read_tokens(stream, self._vocabulary_size):
                     yield RawDocument(place, tokens)
-            except ValueError as error:
+            # numpy reads a header as Python's grammar does.
+            except (ValueError, SyntaxError, TokenError) as error:
                 self.problems.add(ProblemKind.DAMAGED, place, f"not usable token ids: {error}")
         elif looks_binary(stream.peek() if hasattr(stream, "peek") else b""):
             self.problems.add(ProblemKind.BINARY, place, "has zero bytes, so it is not text")

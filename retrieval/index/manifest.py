@@ -130,8 +130,8 @@ def parse_manifest(values: Any, name: str) -> Manifest:
     if not all(isinstance(source, str) for source in sources):
         raise ManifestError(f"{name}: sources: expected a list of strings")
     min_count = _count(values, "min_count", name)
-    if min_count < 1:
-        raise ManifestError(f"{name}: min_count: expected at least 1, got {min_count}")
+    if not 1 <= min_count < 2**32:
+        raise ManifestError(f"{name}: min_count: expected 1 to {2**32 - 1}, got {min_count}")
     return Manifest(entry, min_count, _field(values, "dedup", bool, name), tuple(sources), segments)
 
 
