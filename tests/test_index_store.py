@@ -457,7 +457,7 @@ def damaged(folder, change):
         (lambda m: m.update(segments={}), ManifestError, "segments: expected list"),
         (lambda m: m.update(segments=[1]), ManifestError, "expected a list of objects"),
         (lambda m: m.update(sources=[1]), ManifestError, "list of strings"),
-        (lambda m: m.update(min_count=0), ManifestError, "at least 1"),
+        (lambda m: m.update(min_count=0), ManifestError, "min_count: expected 1 to 4294967295, got 0"),
         (lambda m: m.update(min_count=True), ManifestError, "expected int"),
         (lambda m: m.update(dedup="no"), ManifestError, "expected bool"),
         (lambda m: m["segments"].append(m["segments"][0]), ManifestError, "named twice"),
