@@ -422,6 +422,55 @@ def test_young_sequences_are_told_from_others_of_their_template() -> None:
     assert script.right(script.step([[0]] * 4)) == [True] * 4
 
 
+def test_young_sequences_are_told_from_others_that_came_in_a_skipped_call() -> None:
+    script = Script(unlike_texts(4), routine_tokens=0)
+    script.step()
+    replace_by_near_copies(script)
+    for request in script.batch.running:
+        del request.text[-1]
+    script.step([TAIL[-1:]] * 4, seen=False)
+    assert script.right(script.step([[0, 0]] * 4)) == [True] * 4
+
+
+def test_a_sequence_is_young_again_when_its_next_turn_begins() -> None:
+    script = Script(unlike_texts(4), routine_tokens=0)
+    script.step()
+    for _ in range(EDGE):
+        script.step([[0]] * 4)
+    for i, request in enumerate(script.batch.running):
+        script.batch.rows[i] = Request(request.text + [7] + TAIL)
+    assert script.right(script.step([[0]] * 4)) == [True] * 4
+    replace_by_near_copies(script)
+    assert script.right(script.step([[0]] * 4)) == [True] * 4
+
+
+def test_text_that_another_row_handed_out_meanwhile_is_found_out() -> None:
+    script = Script([[i] * 150 for i in range(4)], routine_tokens=0, step_tokens=20)
+    script.step()
+    for _ in range(EDGE + 1):
+        step = script.step([[9]] * 4)
+    owner = script.batch.running[int(np.argmin(step.ready))]
+    # A row that moves is read, so that its turn does not come in the next two steps.
+    script.batch.swap(script.batch.index(owner), (script.batch.index(owner) + 1) % 4)
+    step = script.step([[9]] * 4)
+    row = script.batch.index(owner)
+    place = len(script.follower.texts[step.sequences[row]])
+    for _ in range(2):
+        text = list(script.batch.running[row].text)
+        text[place] ^= 64
+        script.batch.rows[row] = Request(text)
+        step = script.step([[9]] * 4)
+    assert script.follower.texts[step.sequences[row]] != text[: place + 1]
+    for _ in range(4):
+        step = script.step([[9]] * 4)
+    # Each row had its turn to be read; what is built anew since gets what the other rows' new tokens leave of 20.
+    followed = script.follower.texts[step.sequences[row]]
+    assert followed == script.batch.running[row].text[: len(followed)]
+    for _ in range(30):
+        step = script.step([[9]] * 4)
+    assert script.right(step) == [True] * 4
+
+
 def test_a_near_copy_of_a_replys_text_in_its_row_is_found_out_in_as_many_steps_as_rows() -> None:
     script = Script(unlike_texts(4), routine_tokens=0)
     script.step()

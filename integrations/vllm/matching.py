@@ -36,20 +36,23 @@ class Table(NamedTuple):
     Attributes:
         length: int64, tokens of the text as it was when last seen; 0 = the entry is free.
         taken: int64, how many of them were handed to the drafter.
-        first: int64, the length when first seen.
+        written: int64, the place from which on each token was a step's new one, so that the model wrote it.
         seen: int64, the step when last seen.
         checked: int64, the step when its whole text was last compared with a row.
         text: uint64, the fingerprint of the whole text.
+        handed: uint64, the fingerprint of the `taken` tokens as they were handed to the drafter; they differ from the
+            text where another sequence was in the row meanwhile.
         head: uint64, of its first `EDGE` tokens.
         tail: uint64, of its last `EDGE` tokens.
     """
 
     length: Int64
     taken: Int64
-    first: Int64
+    written: Int64
     seen: Int64
     checked: Int64
     text: UInt64
+    handed: UInt64
     head: UInt64
     tail: UInt64
 
@@ -155,7 +158,7 @@ def match_rows(table: Table, batch: Batch, before: Int64, step: int, routine: in
             if not _is_prefix(table, entry, batch.tokens[i], step):
                 continue
         else:
-            suspicious[i] = known - table.first[entry] < EDGE and batch.new[i] <= 1
+            suspicious[i] = known - table.written[entry] < EDGE
         owner[i] = entry
         table.seen[entry] = step
 
@@ -221,8 +224,8 @@ def advance(table: Table, batch: Batch, owner: Int64, step: int, most: int) -> t
             number_opened += 1
             table.length[entry] = 0
             table.taken[entry] = 0
-            table.first[entry] = length
             table.text[entry] = 0
+            table.handed[entry] = 0
             table.seen[entry] = step
             table.checked[entry] = step
             owner[i] = entry
@@ -232,6 +235,8 @@ def advance(table: Table, batch: Batch, owner: Int64, step: int, most: int) -> t
             owner[i] = UNKNOWN
             continue
         previous[i] = known
+        if known != length - batch.new[i]:
+            table.written[entry] = length
         table.text[entry] += fingerprint(row, known, length)
         table.head[entry] = fingerprint(row, 0, min(EDGE, length))
         table.tail[entry] = fingerprint(row, max(0, length - EDGE), length)
@@ -270,7 +275,7 @@ def evict_idle(table: Table, step: int, bounds: Bounds) -> Int64:
 
 @kernel
 def catch_up(table: Table, batch: Batch, owner: Int64, most: int) -> tuple[Int64, Int64, Int32]:
-    """Hand out text that the drafter has not got yet, at most `most` tokens, those first that lack least.
+    """Hand out text that the drafter has not got yet, at most `most` tokens, first to those that lack least.
 
     Returns:
         A ragged batch: entries int64 `(n,)`, offsets int64 `(n + 1,)`, tokens int32.
@@ -298,6 +303,7 @@ def catch_up(table: Table, batch: Batch, owner: Int64, most: int) -> tuple[Int64
             start = table.taken[entry]
             tokens[offsets[count] : offsets[count] + lacking[i]] = batch.tokens[i, start : start + lacking[i]]
             table.taken[entry] += lacking[i]
+            table.handed[entry] += fingerprint(batch.tokens[i], start, start + lacking[i])
             entries[count] = entry
             offsets[count + 1] = offsets[count] + lacking[i]
             count += 1
@@ -307,10 +313,20 @@ def catch_up(table: Table, batch: Batch, owner: Int64, most: int) -> tuple[Int64
 @kernel
 def _is_prefix(table: Table, entry: int, row: Int32, step: int) -> bool:
     """Whether the row begins with the entry's text; reads it whole."""
-    if fingerprint(row, 0, int(table.length[entry])) != table.text[entry]:
+    whole = fingerprint(row, 0, int(table.length[entry]))
+    if whole != table.text[entry] or not _was_handed(table, entry, row, whole):
         return False
     table.checked[entry] = step
     return True
+
+
+@kernel
+def _was_handed(table: Table, entry: int, row: Int32, whole: np.uint64) -> bool:
+    """Whether the row begins with what the drafter got of the entry; `whole` is what all of it should give."""
+    taken = int(table.taken[entry])
+    if taken < table.length[entry]:
+        whole = fingerprint(row, 0, taken)
+    return whole == table.handed[entry]
 
 
 @kernel
@@ -343,7 +359,7 @@ def _search(table: Table, batch: Batch, i: int, step: int, spent: int, most: int
                 reads += 1
                 last = known
                 whole = fingerprint(row, 0, known)
-            if whole == table.text[entry]:
+            if whole == table.text[entry] and _was_handed(table, entry, row, whole):
                 best = entry
         if best >= 0:
             break

@@ -113,7 +113,7 @@ class SequenceTracker:
         self.rows = rows
         self.capacity = rows + idle_sequences
         self._bounds = Bounds(step_tokens, idle_sequences, idle_tokens, idle_steps, routine_tokens, most_read)
-        self._table = Table(*np.zeros((5, self.capacity), np.int64), *np.zeros((3, self.capacity), np.uint64))
+        self._table = Table(*np.zeros((5, self.capacity), np.int64), *np.zeros((4, self.capacity), np.uint64))
         self._before = np.full(rows, -1, np.int64)
         self._clock = 0
 
