@@ -24,13 +24,13 @@ from freedraft.retrieval.build.builder import (
     tokenizer_of_index,
 )
 from freedraft.retrieval.build.display import ProgressBar
-from freedraft.retrieval.build.limits import parse_size
+from freedraft.retrieval.build.limits import parse_size, segment_tokens
 from freedraft.retrieval.build.sources import Format, SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.index.errors import SourceError
+from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError
 from freedraft.retrieval.index.store import CorpusIndex, delete_documents, merge_segments
-from freedraft.retrieval.query import Follower, documents_with, greedy_draft
+from freedraft.retrieval.query import OCCURRENCES_LOOKED_AT, Follower, documents_with, greedy_draft
 from freedraft.retrieval.ragged import Int32, as_tokens
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -91,7 +91,8 @@ Strict = Annotated[
     typer.Option("--strict", help="Stop at the first bad line or file; else skip and count.", rich_help_panel="Input"),
 ]
 MaxMemory = Annotated[
-    str, typer.Option(help="Memory of the whole build; with --ray, of each task.", rich_help_panel="Resources")
+    str,
+    typer.Option(help="Memory of the whole command; with --ray, of each task.", rich_help_panel="Resources"),
 ]
 Workers = Annotated[
     int | None,
@@ -215,13 +216,15 @@ def append(
 
 
 @_command
-def merge(index: Index, as_json: AsJson = False) -> None:
+def merge(index: Index, max_memory: MaxMemory = "4GiB", as_json: AsJson = False) -> None:
     """Merge all segments into as few as possible.
 
-    Following a text costs time for each segment; append merges by itself when there are too many.
+    Following a text costs time for each segment; append merges by itself when there are too many. A segment is not
+    made larger than can be built in the memory given.
     """
+    limit = segment_tokens(parse_size(max_memory), 0)
     before = _describe(CorpusIndex(index))
-    merge_segments(index)
+    merge_segments(index, limit)
     _show_change(f"merged {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -258,7 +261,7 @@ def info(
     opened = CorpusIndex(index)
     if documents:
         names = _names(opened)
-        typer.echo(json.dumps(names, indent=1) if as_json else "\n".join(names))
+        typer.echo(json.dumps(names, indent=1) if as_json else "\n".join(map(_printable, names)))
         return
     described = _describe(opened)
     if as_json:
@@ -276,7 +279,7 @@ def info(
     width = max(map(len, rows))
     for key, value in rows.items():
         for i, line in enumerate(value.split("\n")):
-            typer.echo(f"{'' if i else key:<{width}}  {line}")
+            typer.echo(f"{'' if i else key:<{width}}  {_printable(line)}")
 
 
 @_command
@@ -285,8 +288,13 @@ def verify(index: Index, as_json: AsJson = False) -> None:
 
     Reads all of it. What opening an index checks by itself is less: enough never to read outside its files.
     """
-    opened = CorpusIndex(index)
-    opened.verify()
+    try:
+        opened = CorpusIndex(index)
+        opened.verify()
+    except CorpusIndexError as error:
+        if as_json and not isinstance(error, NotFoundError):
+            typer.echo(json.dumps({"sound": False, "error": type(error).__name__, "finding": str(error)}))
+        raise
     described = _describe(opened)
     if as_json:
         typer.echo(json.dumps({"sound": True, "segments": described["segments"], "bytes": described["bytes"]}))
@@ -321,7 +329,7 @@ def query(
         if not ids or tokenizer:
             raise
         known_by = None
-    written = _ids(text) if ids or known_by is None else known_by.encode([text])[0]
+    written = _ids(text) if ids or known_by is None else known_by.encode([_utf8(text)])[0]
     answer = _answer(opened, written, tokens, top, known_by)
     if as_json:
         typer.echo(json.dumps(answer, indent=1))
@@ -339,7 +347,7 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
     known = follower.continuation()
     drafted = greedy_draft(segments, written, budget)
     context = written[len(written) - known.length :]
-    documents = documents_with(segments, context) if known.length else []
+    documents, all_of_them = documents_with(segments, context) if known.length else ([], True)
     return {
         "tokens": len(written),
         "match": {"tokens": known.length, "text": text_of(context.tolist()), "count": known.count},
@@ -361,6 +369,7 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
         "draft_text": text_of([one.token for one in drafted]),
         "documents": [{"name": name, "count": count} for name, count in documents[:top]],
         "documents_in_all": len(documents),
+        "documents_are_all": all_of_them,
     }
 
 
@@ -398,9 +407,10 @@ def _show_answer(answer: dict[str, Any]) -> None:
     for one in answer["continuations"]:
         table.add_row(str(one["token"]), escape(_quoted(one["text"])), str(one["count"]), f"{one['probability']:.3f}")
     console.print(table)
-    console.print("documents with the match:")
+    first = "" if answer["documents_are_all"] else f", of its first {OCCURRENCES_LOOKED_AT:,} places in each segment"
+    console.print(f"documents with the match{first}:")
     for one in answer["documents"]:
-        console.print(f"  {one['name']} ({_times(one['count'])})", markup=False, soft_wrap=True)
+        console.print(f"  {_printable(one['name'])} ({_times(one['count'])})", markup=False, soft_wrap=True)
     more = answer["documents_in_all"] - len(answer["documents"])
     if more:
         console.print(f"  and {more} more")
@@ -433,6 +443,19 @@ def _ids(text: str) -> Int32:
         return as_tokens([int(part) for part in text.replace(",", " ").split()])
     except ValueError as error:
         raise InputError(f"--ids: expected token ids, got {text!r}") from error
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"TEXT: not UTF-8, at character {error.start}") from error
+    return text
+
+
+def _printable(text: str) -> str:
+    """What a document is called, without control characters: a terminal would obey them."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _run(work: Callable[[ProgressBar], BuildReport]) -> BuildReport:

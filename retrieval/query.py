@@ -51,7 +51,11 @@ class Follower:
             segment.advance(cursors, self._slots, tokens, offsets)
 
     def continuation(self) -> Continuation:
-        """How the text goes on after its longest known suffix."""
+        """How the text goes on after its longest known suffix.
+
+        Raises:
+            DamagedError: a segment is damaged.
+        """
         length = max((int(cursors[0, AT_LENGTH]) for cursors in self._cursors), default=0)
         count = 0
         followers: Counter[int] = Counter()
@@ -100,20 +104,25 @@ def greedy_draft(segments: Sequence[Segment], text: Int32, budget: int) -> list[
     return drafted
 
 
-def documents_with(segments: Sequence[Segment], pattern: Int32) -> list[tuple[str, int]]:
+def documents_with(segments: Sequence[Segment], pattern: Int32) -> tuple[list[tuple[str, int]], bool]:
     """The names of the documents where `pattern` occurs with a token after it, and how often, most often first.
 
-    Reads the whole text: about a nanosecond a token. Of very frequent patterns only the first occurrences in each
-    segment count, `OCCURRENCES_LOOKED_AT`.
+    Reads the whole text: about a nanosecond a token.
+
+    Returns:
+        The documents, and whether those are all: of very frequent patterns only the first `OCCURRENCES_LOOKED_AT`
+        occurrences in each segment count.
     """
     found: Counter[str] = Counter()
+    all_of_them = True
     for segment in segments:
         places = np.empty(OCCURRENCES_LOOKED_AT, np.int64)
         number = count_occurrences(segment.automaton.text, segment.starts, pattern, places)
+        all_of_them &= number <= len(places)
         documents, times = np.unique(places[: min(number, len(places))], return_counts=True)
         for document, often in zip(documents.tolist(), times.tolist(), strict=True):
             found[segment.name(document)] += often
-    return sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(found.items(), key=lambda item: (-item[1], item[0])), all_of_them
 
 
 def _after(segment: Segment, cursor: Int32) -> tuple[int, dict[int, int]]:
@@ -121,9 +130,14 @@ def _after(segment: Segment, cursor: Int32) -> tuple[int, dict[int, int]]:
     text, nodes, edges = segment.automaton
     if cursor[AT_USED] > 0:
         times = int(cursor[AT_TIMES])
-        return times, {int(text[cursor[AT_TEXT]]): times}
-    row = nodes[cursor[AT_NODE]]
-    others = edges[row[EDGES] : row[EDGES] + row[DEGREE]]
-    after = dict(zip(others[:, EDGE_TOKEN].tolist(), others[:, EDGE_TIMES].tolist(), strict=True))
-    after[int(row[TOKEN])] = int(row[TIMES])
-    return int(row[COUNT]), after
+        count, after = times, {int(text[cursor[AT_TEXT]]): times}
+    else:
+        row = [int(value) for value in nodes[cursor[AT_NODE]]]
+        others = edges[row[EDGES] : row[EDGES] + row[DEGREE]]
+        after = dict(zip(others[:, EDGE_TOKEN].tolist(), others[:, EDGE_TIMES].tolist(), strict=True))
+        after[row[TOKEN]] = row[TIMES]
+        count = row[COUNT]
+    # The automaton's links and positions were checked on the way here, its counts were not.
+    if min(after) < 0 or min(after.values()) < 1 or sum(after.values()) > count:
+        raise segment.damaged()
+    return count, after

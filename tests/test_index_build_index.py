@@ -14,8 +14,8 @@ from freedraft.retrieval.build import builder, executors
 from freedraft.retrieval.build.builder import BuildOptions, append_to_index, build_index, tokenizer_of_index
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import CapacityError, InputError
-from freedraft.retrieval.index.errors import SourceError, TokenizerMismatchError
-from freedraft.retrieval.index.store import CorpusIndex
+from freedraft.retrieval.index.errors import LockedError, SourceError, TokenizerMismatchError
+from freedraft.retrieval.index.store import MOST_SEGMENTS, CorpusIndex, IndexWriter, compact
 from freedraft.retrieval.query import Follower
 
 
@@ -113,6 +113,29 @@ class TestBuild:
         assert len(documents_of(tmp_path / "i")) == distinct
         more = write_jsonl(tmp_path / "b.jsonl", [texts[3], "the cat sat on the mat for it"])
         assert append_to_index(tmp_path / "i", [more], str(tokenizer.path)).documents == 1
+
+    def test_dedup_of_what_is_longer_than_a_segment(self, tokenizer, tmp_path, small_segments):
+        np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 20, 900))
+        assert build_index(tmp_path / "i", [tmp_path / "long.npy"], tokenizer, dedup=True).segments > 3
+        again = append_to_index(tmp_path / "i", [tmp_path / "long.npy"], str(tokenizer.path))
+        assert again.documents == 0
+
+    def test_a_merge_after_an_append_waits_for_no_other_writer(self, tokenizer, tmp_path, monkeypatch):
+        source = write_jsonl(tmp_path / "a.jsonl", ["the cat sat"])
+        build_index(tmp_path / "i", [source], tokenizer)
+        for _ in range(MOST_SEGMENTS - 1):
+            append_to_index(tmp_path / "i", [source])
+        others = []
+
+        def compact_while_another_tries(writer, limit):
+            with pytest.raises(LockedError):
+                IndexWriter(tmp_path / "i").__enter__()
+            others.append(compact(writer, limit))
+
+        monkeypatch.setattr(builder, "compact", compact_while_another_tries)
+        append_to_index(tmp_path / "i", [source])
+        assert len(others) == 1
+        assert len(CorpusIndex(tmp_path / "i").segments) < MOST_SEGMENTS
 
     def test_min_count_drops_rare_continuations(self, tokenizer, tmp_path):
         source = write_jsonl(tmp_path / "a.jsonl", ["the cat sat"] * 3 + ["the dog sat", "a dog is not"])

@@ -18,7 +18,7 @@ from freedraft.retrieval.build.limits import (
     parse_size,
     segment_tokens,
 )
-from freedraft.retrieval.build.packing import Progress, distinct, portions, tokenised
+from freedraft.retrieval.build.packing import Progress, distinct, pieces, portions, tokenised
 from freedraft.retrieval.build.sources import RawDocument
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
@@ -38,7 +38,7 @@ def nothing():
 def test_portions_hold_every_token_once_in_order(rows, size):
     progress = Progress()
     documents = [(f"{i}", np.array(row, np.int32)) for i, row in enumerate(rows)]
-    packed = list(portions(documents, size, progress, nothing))
+    packed = list(portions(pieces(documents, size), size, progress, nothing))
     assert all(0 < len(portion.tokens) + len(portion) <= size for portion in packed) or not any(rows)
     joined: dict[str, list[int]] = {}
     for portion in packed:
@@ -49,12 +49,13 @@ def test_portions_hold_every_token_once_in_order(rows, size):
     }
     whole = [name for portion in packed for name, tokens in portion if len(tokens) == size - 1]
     assert all(len(rows[int(name)]) >= size - 1 for name in whole)
-    assert (progress.documents, progress.tokens, progress.segments) == (len(rows), sum(map(len, rows)), len(packed))
+    cut = sum(-(-len(row) // (size - 1)) for row in rows)
+    assert (progress.documents, progress.tokens, progress.segments) == (cut, sum(map(len, rows)), len(packed))
 
 
 def test_a_document_is_cut_only_if_it_is_too_long_for_any_portion():
     documents = [("a", np.arange(6)), ("b", np.arange(6)), ("c", np.arange(25))]
-    packed = list(portions(documents, 10, Progress(), nothing))
+    packed = list(portions(pieces(documents, 10), 10, Progress(), nothing))
     assert [[(name, len(tokens)) for name, tokens in portion] for portion in packed] == [
         [("a", 6)], [("b", 6)], [("c", 9)], [("c", 9)], [("c", 7)],
     ]  # fmt: skip
@@ -105,7 +106,7 @@ def test_parse_size(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "4 apples", "1e9", "i", "4Gib ytes"])
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "4 apples", "1e9", "i", "4Gib ytes", "8388608TiB", "9" * 400])
 def test_parse_size_refuses(text):
     with pytest.raises(InputError, match="expected a size"):
         parse_size(text)

@@ -457,7 +457,9 @@ class TestFolders:
         (tmp_path / "p").mkdir()
         with open(os.fsencode(tmp_path) + b"/p/caf\xe9.txt", "w") as file:
             file.write("x")
-        assert self.names("p") == ["p/caf?.txt"]
+        with open(os.fsencode(tmp_path) + b"/p/caf\xea.txt", "w") as file:
+            file.write("x")
+        assert self.names("p") == [r"p/caf\xe9.txt", r"p/caf\xea.txt"]
 
     def test_unreadable(self, make, tmp_path, monkeypatch):
         self.tree(make, "p/a.py", "p/b.py", "p/sub/c.py")
@@ -517,6 +519,14 @@ class TestFolders:
         assert self.names("p") == ["p/a.py", "p/b.txt"]
         make(".git/HEAD", "")
         assert self.names("p") == ["p/a.py"]
+
+    def test_a_folder_that_is_ignored_is_read_when_it_is_named(self, make):
+        self.tree(make, "p/build/a.py", "p/build/b.txt", "p/c.py")
+        make(".git/HEAD", "")
+        make("p/.gitignore", "build/\n")
+        make("p/build/.gitignore", "*.txt\n")
+        assert self.names("p") == ["p/.gitignore", "p/c.py"]
+        assert self.names("p/build") == ["p/build/.gitignore", "p/build/a.py"]
 
 
 class TestOddFiles:

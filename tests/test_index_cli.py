@@ -13,8 +13,9 @@ from tiny_tokenizer import make_tokenizer
 from typer.testing import CliRunner
 
 from freedraft.integrations import cli
+from freedraft.retrieval import query
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.index.errors import CorpusIndexError, ManifestError, SourceError
+from freedraft.retrieval.index.errors import CorpusIndexError, DamagedError, ManifestError, SourceError
 
 CHAT = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "it is the cat"}]
 
@@ -127,6 +128,13 @@ class TestBuild:
         assert (described["documents"], described["dedup"], described["min_count"]) == (2, True, 2)
         assert "--min-count 2 --dedup" in run("info", "i")
 
+    def test_an_index_is_no_source_of_itself(self, here, monkeypatch, capsys):
+        build("src", index="src/i")
+        run("append", "src/i", "src")
+        assert names("src/i") == ["src/a.txt", "src/b.txt"] * 2
+        said = one_line_error(monkeypatch, capsys, "append", "src/i", "src/../src/i")
+        assert "the index itself" in said
+
     def test_usage_errors(self, here):
         run("build", "i", "src", status=2)
         run("build", "i", "--tokenizer", "tok", status=2)
@@ -185,6 +193,8 @@ class TestChange:
         before_and_after = run_json("merge", "i")
         assert before_and_after["after"]["documents"] == 1
         assert before_and_after["after"]["segments"] == 1
+        with pytest.raises(InputError, match="too little"):
+            run("merge", "i", "--max-memory", "1MB")
         assert run_json("query", "i", "the cat ")["draft_text"].startswith("sat")
         run("verify", "i")
 
@@ -234,6 +244,30 @@ class TestQuery:
         build("c.txt")
         assert '"[bold] [/red]"' in run("query", "i", "-", stdin="[bold] [/red]")
 
+    def test_more_places_than_are_looked_at(self, here, monkeypatch):
+        build()
+        assert run_json("query", "i", "the ")["documents_are_all"] is True
+        monkeypatch.setattr(query, "OCCURRENCES_LOOKED_AT", 2)
+        answer = run_json("query", "i", "the ")
+        assert answer["documents"] == [{"name": "src/a.txt", "count": 2}]
+        assert answer["documents_are_all"] is False
+        assert re.search(
+            r"documents with the match, of its first [\d,]+ places in each segment:", run("query", "i", "the ")
+        )
+
+    def test_a_name_cannot_talk_to_the_terminal(self, here):
+        (here / "src/\x1b[31m.txt").write_text("for the dog")
+        build()
+        for said in (run("info", "i", "--documents"), run("query", "i", "for the ")):
+            assert "\x1b" not in said
+            assert r"src/\x1b[31m.txt" in said
+        assert "src/\x1b[31m.txt" in names()
+
+    def test_text_that_is_not_utf8(self, here):
+        build()
+        with pytest.raises(InputError, match="not UTF-8, at character 4"):
+            run("query", "i", "the \udcff")
+
     def test_ids(self, here):
         np.save(here / "a.npy", np.array([7, 8, 9, 7, 8, 9]))
         build("a.npy")
@@ -261,6 +295,19 @@ class TestVerify:
         content[-1] ^= 1
         path.write_bytes(content)
         with pytest.raises(CorpusIndexError, match="checksum"):
+            run("verify", "i")
+        done = CliRunner().invoke(cli.app, ["index", "verify", "i", "--json"])
+        told = json.loads(done.stdout)
+        assert (told["sound"], told["error"]) == (False, "ChecksumError")
+        assert isinstance(done.exception, CorpusIndexError)
+
+    def test_token_ids_that_the_tokenizer_does_not_have(self, here):
+        np.save(here / "a.npy", np.array([7, 8, 9, 7, 8, 9]))
+        build("a.npy")
+        manifest = json.loads((here / "i/manifest.json").read_text())
+        manifest["tokenizer"]["vocabulary_size"] = 9
+        (here / "i/manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(DamagedError, match=r"token id 9 is not one of 0\.\.8"):
             run("verify", "i")
 
     def test_gone(self, here):

@@ -47,6 +47,7 @@ from freedraft.retrieval.index.format import (
     Section,
 )
 from freedraft.retrieval.index.segment import Segment, segment_bytes
+from freedraft.retrieval.query import documents_with, greedy_draft
 from freedraft.retrieval.ragged import ragged
 
 ROWS = [[1, 2, 3, 1, 2, 4], [2, 3, 1, 2, 3], [5, 1, 2, 4], [2]]
@@ -352,6 +353,18 @@ def use(segment, source, steps=6):
     return found
 
 
+def answered(segment, source):
+    """Ask as `freedraft index query` does; whether nothing damaged was met."""
+    text = np.array([source.randrange(6) for _ in range(4)], np.int32)
+    documents_with([segment], text[-1:])
+    try:
+        drafted = greedy_draft([segment], text, 4)
+    except DamagedError:
+        return False
+    assert all(0 < one.probability <= 1 and one.token >= 0 for one in drafted)
+    return True
+
+
 def set_node(node, field, value):
     def change(nodes):
         nodes[node, field] = value
@@ -504,6 +517,7 @@ def fuzz(folder, cases, seed):
             seen["documents"] += 1
         assert len(segment.names()) == len(segment)
         seen["damaged on the way"] += use(segment, source) > 0
+        seen["damaged query"] += not answered(segment, source)
     return seen
 
 
@@ -514,6 +528,7 @@ def assert_thorough(seen, cases):
     assert seen["verify ChecksumError"] > cases / 20
     assert seen["verify DamagedError"] > cases / 20
     assert seen["damaged on the way"] > cases / 20
+    assert seen["damaged query"] > cases / 20
 
 
 def test_fuzz(tmp_path):

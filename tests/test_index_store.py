@@ -24,8 +24,10 @@ from freedraft.retrieval.index import store
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import (
     ChecksumError,
+    CorpusIndexError,
     LockedError,
     ManifestError,
+    NotAFileError,
     NotFoundError,
     SourceError,
     VersionError,
@@ -40,7 +42,6 @@ from freedraft.retrieval.index.store import (
     compact,
     delete_documents,
     merge_segments,
-    needs_merge,
     write_segment,
 )
 from freedraft.retrieval.query import Follower
@@ -146,9 +147,9 @@ def test_small_segments_are_compacted_and_large_ones_left(tmp_path):
     create(folder, large)
     for i in range(MOST_SEGMENTS):
         append(folder, [[1, 2, i]], 1 + i)
-    assert needs_merge(read_manifest(folder))
     before = read_manifest(folder).segments[0]
-    compact(folder)
+    with IndexWriter(folder) as writer:
+        compact(writer)
     after = read_manifest(folder)
     assert before in after.segments
     assert len(after.segments) == 1 + MOST_SEGMENTS - MERGED_AT_ONCE + 1
@@ -488,6 +489,87 @@ def test_manifests_that_are_none(tmp_path, content):
     # What may be lost is left where it is.
     with IndexWriter(folder):
         assert len(files_in(folder)) == 2
+
+
+def replace_by_link(path):
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_socket(path):
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))
+
+
+@pytest.mark.parametrize("change", [replace_by_link, replace_by_pipe, replace_by_folder, replace_by_socket])
+@pytest.mark.parametrize("what", ["manifest", "segment"])
+def test_only_plain_files_are_opened(tmp_path, change, what):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    change(folder / (MANIFEST if what == "manifest" else read_manifest(folder).segments[0].file))
+    with pytest.raises(NotAFileError, match="not a plain file"):
+        CorpusIndex(folder)
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    (tmp_path / "precious").write_text("precious")
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(NotAFileError, match="a link"):
+        IndexWriter(folder).__enter__()
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def mutated(value, source):
+    """The value with one place in it changed, whatever it is made of."""
+    if isinstance(value, dict) and value and source.random() < 0.9:
+        key = source.choice(sorted(value))
+        if source.random() < 0.1:
+            return {name: other for name, other in value.items() if name != key}
+        return {**value, key: mutated(value[key], source)}
+    if isinstance(value, list) and value and source.random() < 0.9:
+        i = source.randrange(len(value))
+        return source.choice([value[:i], [*value, value[i]], [*value[:i], mutated(value[i], source), *value[i + 1 :]]])
+    return source.choice(
+        [None, True, 0, 1, -1, 2**31, 2**63, 2**80, 1.5, "", "x", "../../etc/passwd", "\ud800", [], {}, [[]], value]
+    )
+
+
+def test_fuzz_manifests(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3], [2, 3]])
+    append(folder, [[4, 5, 6]], 2)
+    sound = json.loads((folder / MANIFEST).read_text())
+    source = random.Random(0)
+    seen = set()
+    for _ in range(1500):
+        values = sound
+        for _ in range(source.choice([1, 1, 1, 3])):
+            values = mutated(values, source)
+        content = json.dumps(values).encode()
+        if source.random() < 0.2:
+            place = source.randrange(len(content))
+            content = content[:place] + bytes([source.randrange(256)]) + content[place + 1 :]
+        (folder / MANIFEST).write_bytes(content)
+        try:
+            CorpusIndex(folder).verify()
+            seen.add("sound")
+        except CorpusIndexError as error:
+            seen.add(type(error).__name__)
+    assert seen >= {"sound", "ManifestError", "VersionError", "DamagedError"}
 
 
 def test_a_changed_segment_is_found(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from vllm_runs import ARTICLE, CODE, REQUESTS, WIDTH, assert_same, engine, prompt, statistics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
@@ -91,11 +92,18 @@ def test_several_replies_to_one_prompt_are_each_the_same(drafting: Any, plain: A
 
 
 def test_stop_strings_end_where_they_did(drafting: Any, plain: Any) -> None:
+    import vllm
+
+    # vLLM 0.27 ends the text there too, but hands out all tokens of that step, whoever drafted them.
+    tokens_end_there = Version(vllm.__version__) >= Version("0.32")
     for out, expected in zip(
         drafting.generate(PROMPTS[:6], greedy(stop=STOP), use_tqdm=False), plain["stop"], strict=True
     ):
-        assert_same(list(out.outputs[0].token_ids), expected)
-        if list(out.outputs[0].token_ids) == list(expected.token_ids):
+        tokens = list(out.outputs[0].token_ids)
+        if not tokens_end_there and out.outputs[0].stop_reason:
+            tokens = tokens[: len(expected.token_ids)]
+        assert_same(tokens, expected)
+        if tokens == list(expected.token_ids):
             assert out.outputs[0].text == expected.text
             assert out.outputs[0].stop_reason == expected.stop_reason
 

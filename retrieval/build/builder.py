@@ -12,7 +12,7 @@ from time import monotonic
 
 from freedraft.retrieval.build.executors import Execute, Task, in_processes, in_this_process, on_ray
 from freedraft.retrieval.build.limits import segment_tokens
-from freedraft.retrieval.build.packing import Progress, distinct, portions, tokenised
+from freedraft.retrieval.build.packing import Progress, distinct, pieces, portions, tokenised
 from freedraft.retrieval.build.problems import Problems
 from freedraft.retrieval.build.sources import SourceOptions, Sources
 from freedraft.retrieval.build.streams import STANDARD_INPUT
@@ -20,9 +20,10 @@ from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError, TokenizerMismatchError
+from freedraft.retrieval.index.files import open_regular
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
-from freedraft.retrieval.index.manifest import FORMAT, MANIFEST, Manifest, SegmentEntry, TokenizerEntry
-from freedraft.retrieval.index.store import CorpusIndex, IndexWriter, compact, needs_merge
+from freedraft.retrieval.index.manifest import FORMAT, MANIFEST, MAX_BYTES, Manifest, SegmentEntry, TokenizerEntry
+from freedraft.retrieval.index.store import CorpusIndex, IndexWriter, compact
 
 DEFAULT_MEMORY = 4 << 30
 
@@ -97,7 +98,7 @@ def build_index(
         raise InputError(f"{folder}: there is an index already: append adds to it, build --replace builds it anew")
     entry = TokenizerEntry(tokenizer.name, tokenizer_fingerprint(tokenizer.path), tokenizer.vocabulary_size)
     empty = Manifest(tokenizer=entry, min_count=min_count, dedup=dedup, sources=(), segments=())
-    build = _Build(paths, tokenizer, source_options or SourceOptions(), options or BuildOptions(), report)
+    build = _Build(folder, paths, tokenizer, source_options or SourceOptions(), options or BuildOptions(), report)
     with IndexWriter(folder, create=True) as writer:
         entries = build.write(writer, empty, set())
         if not entries:
@@ -129,6 +130,7 @@ def append_to_index(
         index = CorpusIndex(folder)
         manifest = index.manifest
         build = _Build(
+            folder,
             paths,
             tokenizer_of_index(manifest, tokenizer),
             source_options or SourceOptions(),
@@ -149,8 +151,7 @@ def append_to_index(
                     segments=(*manifest.segments, *entries),
                 )
             )
-    if needs_merge(CorpusIndex(folder).manifest):
-        compact(folder, segment_tokens((options or BuildOptions()).max_memory, 0))
+            compact(writer, segment_tokens((options or BuildOptions()).max_memory, 0))
     return build.result()
 
 
@@ -183,6 +184,7 @@ class _Build:
 
     def __init__(
         self,
+        folder: str | os.PathLike[str],
         paths: Sequence[str | os.PathLike[str]],
         tokenizer: Tokenizer,
         source_options: SourceOptions,
@@ -196,7 +198,13 @@ class _Build:
         self._tokenizer = tokenizer
         self._report = report
         self._sources = Sources(
-            paths, source_options, self._problems, tokenizer.vocabulary_size, tokenizer.chat_template, self._bytes_read
+            paths,
+            source_options,
+            self._problems,
+            tokenizer.vocabulary_size,
+            tokenizer.chat_template,
+            self._bytes_read,
+            folder,
         )
 
     def write(self, writer: IndexWriter, manifest: Manifest, seen: set[bytes]) -> list[SegmentEntry]:
@@ -213,7 +221,7 @@ class _Build:
         else:
             limit = segment_tokens(self._options.max_memory, workers, self.progress.total_bytes)
             execute = in_processes(workers)
-        documents = tokenised(self._sources, self._tokenizer)
+        documents = pieces(tokenised(self._sources, self._tokenizer), limit)
         if manifest.dedup:
             documents = distinct(documents, seen, self.progress)
         tasks = self._tasks(writer, portions(documents, limit, self.progress, self._changed))
@@ -273,8 +281,9 @@ def index_exists(folder: str | os.PathLike[str]) -> bool:
 
 def _is_anothers_manifest(path: Path) -> bool:
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with open_regular(path) as file:
+            values = json.loads(file.read(MAX_BYTES))
+    except (CorpusIndexError, OSError, ValueError, RecursionError):
         return False
     return not isinstance(values, dict) or values.get("format") != FORMAT
 

@@ -20,20 +20,27 @@ class FolderWalk:
     """Walks folders, in order of names, honouring each `.gitignore` as git does.
 
     A `.gitignore` applies below its folder; the deepest that has a say wins, in it the last line that matches. Those
-    above the given folder count too, up to the root of its repository. Symbolic links are not followed, and version
-    control's own folders are left out.
+    above the given folder count too, up to the root of its repository, unless they ignore that very folder: whoever
+    names it wants it. Symbolic links are not followed, and version control's own folders are left out.
 
     Args:
         include: patterns as in a `.gitignore`; files that match none are left out. None = all.
         exclude: likewise; files and folders that match one are left out.
+        without: a folder that is left out wherever it is met.
 
     Raises:
         MissingPackageError: pathspec is not installed.
         SourceError: a bad pattern.
     """
 
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        without: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._pathspec = require("pathspec", "reading a folder")
+        self._without = os.path.realpath(without) if without is not None else None
         try:
             self._include = self._spec(include) if include else None
             self._exclude = self._spec(exclude)
@@ -51,6 +58,8 @@ class FolderWalk:
         rules = self._rules_in(str(root / ".git" / "info" / "exclude"), str(root), problems)
         for above in reversed([p for p in top.parents if p == root or root in p.parents]):
             rules += self._rules_of(str(above), problems)
+        if _ignored(rules, f"{top}/"):
+            rules = []
         yield from self._walk(str(top), folder.rstrip("/") or "/", str(top), rules, problems)
 
     def _walk(
@@ -64,7 +73,7 @@ class FolderWalk:
             return
         for entry in entries:
             is_folder = entry.is_dir(follow_symlinks=False)
-            if is_folder and entry.name in VERSION_CONTROL:
+            if is_folder and (entry.name in VERSION_CONTROL or os.path.realpath(entry.path) == self._without):
                 continue
             suffix = "/" if is_folder else ""
             below = os.path.relpath(entry.path, top) + suffix

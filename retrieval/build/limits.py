@@ -30,7 +30,10 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
     if not match or match[2].lower() not in UNITS:
         raise InputError(f"expected a size like 900MB or 4GiB, got {text!r}")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    size = float(match[1]) * UNITS[match[2].lower()]
+    if size >= 2**63:
+        raise InputError(f"expected a size below 8 million TiB, got {text!r}")
+    return int(size)
 
 
 def segment_tokens(max_memory: int, workers: int, total_bytes: int | None = None) -> int:

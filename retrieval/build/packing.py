@@ -55,10 +55,20 @@ def tokenised(documents: Iterable[RawDocument], tokenizer: Tokenizer) -> Iterato
     yield from _encoded(batch, tokenizer)
 
 
+def pieces(documents: Iterable[tuple[str, Int32]], segment_tokens: int) -> Iterator[tuple[str, Int32]]:
+    """Cut documents that would not fit into a segment with their border, into several of one name."""
+    for name, tokens in documents:
+        for start in range(0, len(tokens), segment_tokens - 1):
+            yield name, tokens[start : start + segment_tokens - 1]
+
+
 def distinct(
     documents: Iterable[tuple[str, Int32]], seen: set[bytes], progress: Progress
 ) -> Iterator[tuple[str, Int32]]:
-    """Leave out documents whose digest is in `seen`, and add the others' to it: about 80 bytes a document."""
+    """Leave out documents whose digest is in `seen`, and add the others' to it: about 80 bytes a document.
+
+    What comes here must be cut as it will be stored, or a later build would not know it again.
+    """
     for name, tokens in documents:
         digest = document_digest(tokens)
         if digest in seen:
@@ -71,22 +81,18 @@ def distinct(
 def portions(
     documents: Iterable[tuple[str, Int32]], segment_tokens: int, progress: Progress, report: Callable[[], None]
 ) -> Iterator[Documents]:
-    """Pack documents, in order, into portions of at most `segment_tokens` tokens and borders.
-
-    A document that is longer than that is cut.
-    """
+    """Pack documents, in order, each no longer than `pieces` leaves it, into portions of at most `segment_tokens`
+    tokens and borders."""
     portion = _Portion(segment_tokens)
     for name, tokens in documents:
         progress.documents += 1
         progress.tokens += len(tokens)
         report()
-        for start in range(0, len(tokens), segment_tokens - 1):
-            part = tokens[start : start + segment_tokens - 1]
-            if not portion.add(name, part):
-                progress.segments += 1
-                yield portion.documents()
-                portion = _Portion(segment_tokens)
-                portion.add(name, part)
+        if not portion.add(name, tokens):
+            progress.segments += 1
+            yield portion.documents()
+            portion = _Portion(segment_tokens)
+            portion.add(name, tokens)
     if portion.names:
         progress.segments += 1
         yield portion.documents()

@@ -83,9 +83,10 @@ class Sources:
         vocabulary_size: token ids in `.npy` files must be below it.
         chat_template: called once, when the first chat is to be rendered.
         report: called with each number of bytes read.
+        index: folder of the index that is written, which is no source of itself.
 
     Raises:
-        SourceError: a path that does not exist, or a bad pattern.
+        SourceError: a path that does not exist, the index's own folder, or a bad pattern.
         MissingPackageError: a package of the `index` extra is needed and not installed.
     """
 
@@ -97,6 +98,7 @@ class Sources:
         vocabulary_size: int,
         chat_template: Callable[[], ChatTemplate],
         report: ReportBytes | None = None,
+        index: str | os.PathLike[str] | None = None,
     ) -> None:
         self.paths = [os.fspath(path) for path in paths]
         self.options = options
@@ -110,8 +112,10 @@ class Sources:
         for path in self.paths:
             if path != STANDARD_INPUT and not os.path.exists(path):
                 raise SourceError(f"{path}: no such file or folder")
+            if index is not None and os.path.realpath(path) == os.path.realpath(index):
+                raise SourceError(f"{path}: the index itself, which is no source")
         folders = any(os.path.isdir(path) for path in self.paths)
-        self._walk = FolderWalk(options.include, options.exclude) if folders else None
+        self._walk = FolderWalk(options.include, options.exclude, index) if folders else None
 
     def total_bytes(self) -> int | None:
         """The size of all files, as they are on disk; None if standard input is one of them."""
@@ -122,7 +126,8 @@ class Sources:
     def __iter__(self) -> Iterator[RawDocument]:
         for path, _ in self._files(self.problems):
             for name, content in self._documents_of(path):
-                yield RawDocument(name.encode("utf-8", "replace").decode(), content)
+                # Bytes that are not UTF-8 stay apart from others: \\xff.
+                yield RawDocument(os.fsencode(name).decode("utf-8", "backslashreplace"), content)
 
     def _files(self, problems: Problems) -> Iterator[tuple[str, int]]:
         for path in self.paths:

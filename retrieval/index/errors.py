@@ -13,6 +13,10 @@ class NotFoundError(CorpusIndexError, FileNotFoundError):
     """The folder is not there, or holds no index."""
 
 
+class NotAFileError(CorpusIndexError):
+    """What should be a file of the index is a link, a folder, a pipe or a device."""
+
+
 class MagicError(CorpusIndexError):
     """The file does not start as a segment does."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
-from freedraft.retrieval.index.errors import LockedError, NotFoundError
+from freedraft.retrieval.index.errors import LockedError, NotAFileError, NotFoundError
 
 LOCK = ".lock"
 
@@ -21,15 +22,21 @@ class WriterLock:
         LockedError: another process, or this one, holds it, and the message says which, where and since when; or the
             file system has no locks.
         NotFoundError: no such folder.
+        NotAFileError: the lock is a link.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         while True:
             try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             except FileNotFoundError as error:
                 raise NotFoundError(f"{folder}: the folder is not there, or was removed just now") from error
+            except OSError as error:
+                # What it leads to would be overwritten.
+                if error.errno == errno.ELOOP:
+                    raise NotAFileError(f"{self._path}: a link; remove it") from error
+                raise
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from freedraft.retrieval.index.errors import ManifestError, NotFoundError, VersionError
+from freedraft.retrieval.index.files import open_regular
 
 MANIFEST = "manifest.json"
 FORMAT = "freedraft index"
@@ -79,12 +80,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         NotFoundError: there is none.
+        NotAFileError: it is a link, a folder, a pipe or a device.
         VersionError: of a newer freedraft.
         ManifestError: not a manifest, or one that names what it must not.
     """
     path = Path(folder) / MANIFEST
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{folder}: no index there (it would have a {MANIFEST})") from error

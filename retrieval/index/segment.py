@@ -17,6 +17,7 @@ from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.construct import compact_suffix_automaton
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import ChecksumError, DamagedError, NotFoundError, SectionError
+from freedraft.retrieval.index.files import open_regular
 from freedraft.retrieval.index.follow import (
     AT_OPEN,
     BAD_SLOT,
@@ -38,7 +39,7 @@ from freedraft.retrieval.index.format import (
     parse_header,
 )
 from freedraft.retrieval.index.validate import FINDINGS, validate_structure
-from freedraft.retrieval.ragged import Int32, Int64, UInt8
+from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64, UInt8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Segment:
 
     Raises:
         NotFoundError: no such file.
+        NotAFileError: a link, a folder, a pipe or a device.
         CorpusIndexError: one of its subclasses, see `format.parse_header`.
         DamagedError: the table of documents is not in order.
     """
@@ -81,7 +83,7 @@ class Segment:
         self.path = Path(path)
         name = self.path.name
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 head = file.read(HEADER_BYTES)
                 self.header: Header = parse_header(head, size, name)
@@ -174,8 +176,11 @@ class Segment:
             "`freedraft index verify` tells which, build the index anew"
         )
 
-    def verify(self) -> None:
+    def verify(self, vocabulary_size: int = MAX_TOKEN + 1) -> None:
         """Check all checksums and the whole structure; reads the whole file.
+
+        Args:
+            vocabulary_size: token ids must be below it.
 
         Raises:
             ChecksumError: of the first section whose bytes changed.
@@ -187,6 +192,9 @@ class Segment:
         finding, where = validate_structure(self.automaton, self.starts)
         if finding:
             raise DamagedError(f"{self.path.name}: {FINDINGS[finding]} (at {where})")
+        highest = int(self.automaton.text.max())
+        if highest >= vocabulary_size:
+            raise DamagedError(f"{self.path.name}: token id {highest} is not one of 0..{vocabulary_size - 1}")
 
     def _array(self, section: Section) -> NDArray[Any]:
         place = self.header.sections[section]

@@ -65,7 +65,7 @@ class CorpusIndex:
             ChecksumError, DamagedError: the first thing wrong.
         """
         for segment in self.segments:
-            segment.verify()
+            segment.verify(self.manifest.tokenizer.vocabulary_size)
 
 
 class IndexWriter:
@@ -206,56 +206,50 @@ def merge_segments(folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS)
     Raises:
         NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
     """
-    _merge(folder, lambda entries: entries, max_tokens)
+    with IndexWriter(folder) as writer:
+        _merge(writer, lambda entries: entries, max_tokens)
 
 
-def compact(folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS) -> None:
-    """Merge the smallest segments: what an index needs now and then when documents are appended often.
+def compact(writer: IndexWriter, max_tokens: int = MAX_TOKENS) -> None:
+    """Merge the smallest segments, when there are so many that following a text through all of them costs too much.
 
     Only the `MERGED_AT_ONCE` smallest are merged, so that a token is rewritten O(log) times as an index grows.
 
     Raises:
-        NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
+        CorpusIndexError: see `CorpusIndex`.
     """
-    _merge(folder, lambda entries: sorted(entries, key=lambda entry: entry.tokens)[:MERGED_AT_ONCE], max_tokens)
-
-
-def needs_merge(manifest: Manifest) -> bool:
-    """Whether there are so many segments that following a text through all of them costs too much."""
-    return len(manifest.segments) > MOST_SEGMENTS
+    if len(read_manifest(writer.folder).segments) > MOST_SEGMENTS:
+        _merge(writer, lambda entries: sorted(entries, key=lambda entry: entry.tokens)[:MERGED_AT_ONCE], max_tokens)
 
 
 def _merge(
-    folder: str | os.PathLike[str],
-    choose: Callable[[Sequence[SegmentEntry]], Sequence[SegmentEntry]],
-    max_tokens: int,
+    writer: IndexWriter, choose: Callable[[Sequence[SegmentEntry]], Sequence[SegmentEntry]], max_tokens: int
 ) -> None:
-    with IndexWriter(folder) as writer:
-        index = CorpusIndex(folder)
-        manifest = index.manifest
-        segments = dict(zip((entry.file for entry in manifest.segments), index.segments, strict=True))
-        chosen = set(choose(manifest.segments))
-        entries: list[SegmentEntry] = []
-        group: list[SegmentEntry] = []
+    index = CorpusIndex(writer.folder)
+    manifest = index.manifest
+    segments = dict(zip((entry.file for entry in manifest.segments), index.segments, strict=True))
+    chosen = set(choose(manifest.segments))
+    entries: list[SegmentEntry] = []
+    group: list[SegmentEntry] = []
 
-        def flush() -> None:
-            if len(group) > 1:
-                documents = concatenate([segments[entry.file].documents() for entry in group])
-                entries.append(write_segment(writer.new_segment_path(), documents, manifest.min_count))
-            else:
-                entries.extend(group)
-            group.clear()
+    def flush() -> None:
+        if len(group) > 1:
+            documents = concatenate([segments[entry.file].documents() for entry in group])
+            entries.append(write_segment(writer.new_segment_path(), documents, manifest.min_count))
+        else:
+            entries.extend(group)
+        group.clear()
 
-        for entry in manifest.segments:
-            if entry not in chosen:
-                entries.append(entry)
-                continue
-            if group and sum(one.tokens for one in group) + entry.tokens > max_tokens:
-                flush()
-            group.append(entry)
-        flush()
-        if len(entries) != len(manifest.segments):
-            writer.commit(replace(manifest, segments=tuple(entries)))
+    for entry in manifest.segments:
+        if entry not in chosen:
+            entries.append(entry)
+            continue
+        if group and sum(one.tokens for one in group) + entry.tokens > max_tokens:
+            flush()
+        group.append(entry)
+    flush()
+    if len(entries) != len(manifest.segments):
+        writer.commit(replace(manifest, segments=tuple(entries)))
 
 
 def _open_segment(folder: Path, entry: SegmentEntry) -> Segment:
