@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import random
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path())
     with tempfile.TemporaryDirectory() as folder:
-        # A copy: git ignores what is installed in an environment, and so does the index builder.
-        shutil.copytree(Path(rich.columns.__file__).parent, Path(folder, "rich"))
         index = Path(folder, "rich.index")
-        build_index(index, [Path(folder, "rich")], Tokenizer(demo_model_path()), SourceOptions(include=("*.py",)))
+        package = Path(rich.columns.__file__).parent
+        build_index(index, [package], Tokenizer(demo_model_path()), SourceOptions(include=("*.py",)))
         corpus = {"index": str(index), "tokenizer": str(demo_model_path())}
         drafters: dict[str, dict[str, Any]] = {
             "suffix_automaton": {"drafter": "suffix_automaton"},

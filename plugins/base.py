@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -67,6 +68,20 @@ class Drafts:
             np.empty(0, np.float32),
             np.empty(0, np.uint8),
             np.zeros(rows + 1, np.int64),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Drafts]) -> Drafts:
+        """The rows of all `parts`, one or more, in order."""
+        lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Drafts(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.parents for part in parts]),
+            np.concatenate([part.probability for part in parts]),
+            np.concatenate([part.source for part in parts]),
+            offsets,
         )
 
 

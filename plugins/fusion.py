@@ -20,17 +20,11 @@ from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
-from freedraft.plugins.texts import (
-    NONE,
-    no_places,
-    padded,
-)
+from freedraft.plugins.texts import NONE, no_places, padded
+from freedraft.plugins.threads import Threads
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.errors import ConfigError, InputError
-from freedraft.retrieval.growth import (
-    BAD_SLOT,
-    BAD_TOKEN,
-)
+from freedraft.retrieval.growth import BAD_SLOT, BAD_TOKEN
 from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
 
 logger = logging.getLogger("freedraft")
@@ -79,6 +73,13 @@ class FusionSettings(OwnTextSettings):
         le=2**20,
         description="Tokens of earlier replies a generation holds, about; there are two. "
         "They live in `memory`, and never plan on more than half of it: with 64 MiB, about 130,000.",
+    )
+    threads: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Threads that draft for large batches, from 64 sequences up. More than one pays where the runtime "
+        "leaves cores idle while it waits for a GPU.",
     )
     capture: str | None = Field(
         None,
@@ -146,6 +147,7 @@ class Fusion:
         self._places = no_places(len(self._segments))
         self._judged = nothing_judged(settings.max_tokens)
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
+        self.threads = Threads(settings.threads)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
 
@@ -223,22 +225,29 @@ class Fusion:
         """As `Drafter.draft`: one chain a sequence."""
         if len(budget) != len(slots):
             raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
-        longest = self.settings.max_tokens
-        space = len(slots) * longest
-        tokens, parents = np.empty(space, np.int32), np.empty(space, np.int32)
-        probability, source = np.empty(space, np.float32), np.empty(space, np.uint8)
-        offsets = np.empty(len(slots) + 1, np.int64)
         arrays = self.automata.arrays
-        status = draft_batch(
-            arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-            self._judged, self._table, self._rankings, self.mixer, SOURCES, slots, budget, longest,
-            max(self.settings.min_probability, self.floor), tokens, parents, probability, source, offsets,
-        )  # fmt: skip
-        if status == BAD_SLOT:
-            raise InputError(f"slots: expected open ones, got {slots}")
+        longest = self.settings.max_tokens
+        least = max(self.settings.min_probability, self.floor)
+
+        def draft_rows(first: int, last: int) -> Drafts:
+            space = (last - first) * longest
+            tokens, parents = np.empty(space, np.int32), np.empty(space, np.int32)
+            probability, source = np.empty(space, np.float32), np.empty(space, np.uint8)
+            offsets = np.empty(last - first + 1, np.int64)
+            status = draft_batch(
+                arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
+                self._judged, self._table, self._rankings, self.mixer, SOURCES, slots[first:last], budget[first:last],
+                longest, least, tokens, parents, probability, source, offsets,
+            )  # fmt: skip
+            if status == BAD_SLOT:
+                raise InputError(f"slots: expected open ones, got {slots}")
+            used = int(offsets[-1])
+            return Drafts(tokens[:used], parents[:used], probability[:used], source[:used], offsets)
+
+        # A row writes to what is its slot's alone.
+        parts = self.threads.share(len(slots), draft_rows)
         self._drop_damaged()
-        used = int(offsets[-1])
-        return Drafts(tokens[:used], parents[:used], probability[:used], source[:used], offsets)
+        return parts[0] if len(parts) == 1 else Drafts.joined(parts)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: rankings are kept until `extend` has told what was committed.

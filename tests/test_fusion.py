@@ -144,6 +144,26 @@ def test_a_batch_is_as_each_sequence_alone():
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("rows", [1, 63, 64, 200])
+def test_threads_change_nothing(rows):
+    one, four = fusion(memory="64MiB"), fusion(memory="64MiB", threads=4)
+    texts = [[*MIXED[i % len(MIXED)], i % 7, *MIXED[i % len(MIXED)]] for i in range(rows)]
+    for drafter in (one, four):
+        slots = drafter.open(*ragged(texts))
+        for token in (5, 6):
+            drafter.draft(slots, budgets(rows))
+            drafter.extend(slots, np.full(rows, token, np.int32), np.arange(rows + 1))
+    assert parts(one.draft(slots, budgets(rows))) == parts(four.draft(slots, budgets(rows)))
+
+
+def test_an_error_in_one_thread_is_raised():
+    drafter = fusion(threads=4)
+    slots = drafter.open(*ragged([[1, 2, 1]] * 200))
+    slots[150] = 1000
+    with pytest.raises(InputError, match="slots: expected open ones"):
+        drafter.draft(slots, budgets(200))
+
+
 @given(strategies.texts(max_size=50), st.data())
 @settings(max_examples=60)
 def test_drafts_depend_on_the_committed_text_alone(text, data):

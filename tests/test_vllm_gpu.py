@@ -117,6 +117,7 @@ else:
         from freedraft.integrations.vllm.plugin import register
 
         register()
+        pytest.importorskip("vllm.v1.worker.gpu.spec_decode.ngram", reason="older vLLM has no such speculator")
         from vllm.config import SpeculativeConfig
         from vllm.v1.worker.gpu import buffer_utils
         from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
