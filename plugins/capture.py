@@ -54,7 +54,8 @@ class Capture:
 
     Attributes:
         written: tokens handed to the index; it leaves out replies that it has.
-        dropped: tokens that could not be written, the oldest first, for want of room or at the end of the process.
+        dropped: tokens that could not be written, the oldest first, for want of room or at the end of the process, and
+            those of replies with a token that the tokenizer does not have.
         failures: attempts that failed, other than because another process was writing.
 
     Raises:
@@ -105,6 +106,9 @@ class Capture:
             if self._end is not None:
                 return
             for reply in replies:
+                if len(reply) and int(reply.max()) >= self._tokenizer.vocabulary_size:
+                    self.dropped += len(reply)
+                    continue
                 # A last token alone leads nowhere.
                 for start in range(0, len(reply) - 1, self._tokens):
                     self._number += 1

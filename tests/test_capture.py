@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import random
@@ -104,7 +105,12 @@ def replies_of_worker(first, replies):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return str(make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    """One that has all the tokens of these tests, though no word for most."""
+    folder = make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["the last"] = 2**31 - 2
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return str(folder)
 
 
 @pytest.fixture
@@ -165,6 +171,13 @@ class TestOfFusion:
         made.capture.close()
         assert texts(tmp_path / "c") == [REPLY, [7, 8, 9]]
         assert made.capture.written == len(REPLY) + 3
+
+    def test_tokens_that_the_tokenizer_does_not_have_are_not_kept(self, new_capture, tmp_path):
+        made = new_capture()
+        made.add([array([1, 2, ENTRY.vocabulary_size]), array([]), array([3, 4, ENTRY.vocabulary_size - 1])])
+        made.close()
+        assert texts(tmp_path / "captured") == [[3, 4, ENTRY.vocabulary_size - 1]]
+        assert made.dropped == 3
 
     def test_the_next_process_drafts_from_them(self, tmp_path, tokenizer):
         folder = str(tmp_path / "c")
