@@ -22,7 +22,7 @@ class VllmSettings(Settings):
     )
     idle_tokens: int = Field(2**18, ge=0, description="Tokens of those sequences, at most.")
     idle_steps: int = Field(
-        16,
+        8,
         ge=0,
         description="Engine steps that a sequence may be in no row before it is closed; only then is its reply a "
         "source of drafts for others.",

@@ -84,7 +84,7 @@ class SequenceTracker:
         step_tokens: int = 8192,
         idle_sequences: int = 64,
         idle_tokens: int = 1 << 18,
-        idle_steps: int = 16,
+        idle_steps: int = 8,
         routine_tokens: int = 1 << 17,
         most_read: int = MOST_READ,
     ) -> None:
