@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -199,7 +200,9 @@ def test_drafters_that_want_it_are_told_what_was_accepted_before_the_text_grows(
     assert [method for method, _ in drafter.calls] == ["observe", "extend", "draft"]
 
 
-def test_a_drafter_that_wants_what_vllm_does_not_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drafter_that_wants_what_this_vllm_does_not_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = SimpleNamespace(GPUModelRunner=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.gpu_model_runner", runner)
     drafter = Scripted()
     drafter.feedback = frozenset({"accepted", "argmax"})
     with pytest.raises(UnsupportedError, match="needs the target's argmax"):
@@ -304,18 +307,20 @@ def test_a_chain_passes_through_unchanged_and_a_tree_gives_its_likeliest_branch(
         np.array([0, 0, 1, 0, 1, 2, 3, 4], np.uint8),
         np.array([0, 5, 5, 7, 8], np.int64),
     )
-    chains = likeliest_chains(tree)
+    chains, nodes = likeliest_chains(tree)
+    assert nodes.tolist() == [2, 4, 0, 1, 0]
     assert chains.tokens.tolist() == [12, 14, 20, 21, 30]
     assert chains.parents.tolist() == [-1, 0, -1, 0, -1]
     assert chains.probability.tolist() == pytest.approx([0.5, 0.2, 0.9, 0.8, 0.3])
     assert chains.source.tolist() == [1, 1, 2, 3, 4]
     assert chains.offsets.tolist() == [0, 2, 2, 4, 5]
     straight = chain(list(range(40)))
-    chains = likeliest_chains(straight)
+    chains, nodes = likeliest_chains(straight)
+    assert nodes.tolist() == list(range(40))
     assert chains.tokens.tolist() == list(range(40))
     assert chains.parents.tolist() == list(range(-1, 39))
     assert chains.offsets.tolist() == [0, 40]
-    assert likeliest_chains(Drafts.empty(3)).rows == 3
+    assert likeliest_chains(Drafts.empty(3))[0].rows == 3
 
 
 # Statistics

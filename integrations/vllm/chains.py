@@ -9,21 +9,29 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
-def likeliest_chains(drafts: Drafts) -> Drafts:
-    """Follow the likeliest child from the committed text to a leaf, in each row: the same rows, all chains."""
-    return Drafts(*_likeliest_chains(drafts.tokens, drafts.parents, drafts.probability, drafts.source, drafts.offsets))
+def likeliest_chains(drafts: Drafts) -> tuple[Drafts, Int32]:
+    """Follow the likeliest child from the committed text to a leaf, in each row.
+
+    Returns:
+        The same rows, all chains; and int32 `(t,)`, for each of their tokens which node of its row it was.
+    """
+    tokens, parents, probability, source, offsets, nodes = _likeliest_chains(
+        drafts.tokens, drafts.parents, drafts.probability, drafts.source, drafts.offsets
+    )
+    return Drafts(tokens, parents, probability, source, offsets), nodes
 
 
 @kernel
 def _likeliest_chains(
     tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64
-) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
+) -> tuple[Int32, Int32, Float32, UInt8, Int64, Int32]:
     rows = offsets.shape[0] - 1
     chosen = np.empty(tokens.shape[0], np.int32)
     chosen_parents = np.empty(tokens.shape[0], np.int32)
     chosen_probability = np.empty(tokens.shape[0], np.float32)
     chosen_source = np.empty(tokens.shape[0], np.uint8)
     chosen_offsets = np.zeros(rows + 1, np.int64)
+    nodes = np.empty(tokens.shape[0], np.int32)
     used = 0
     for row in range(rows):
         start, stop = offsets[row], offsets[row + 1]
@@ -46,7 +54,11 @@ def _likeliest_chains(
             chosen_parents[used] = used - first - 1
             chosen_probability[used] = probability[best]
             chosen_source[used] = source[best]
+            nodes[used] = best - start
             used += 1
             node = best - start
         chosen_offsets[row + 1] = used
-    return chosen[:used], chosen_parents[:used], chosen_probability[:used], chosen_source[:used], chosen_offsets
+    return (
+        chosen[:used], chosen_parents[:used], chosen_probability[:used], chosen_source[:used], chosen_offsets,
+        nodes[:used],
+    )  # fmt: skip

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.chains import likeliest_chains
-from freedraft.integrations.vllm.ledger import Ledger
+from freedraft.integrations.vllm.feedback import Asked
+from freedraft.integrations.vllm.ledger import Ledger, Verified
 from freedraft.integrations.vllm.pacing import StepPacing
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import Statistics
-from freedraft.integrations.vllm.tracker import SequenceTracker
+from freedraft.integrations.vllm.tap import RankingSource
+from freedraft.integrations.vllm.tracker import SequenceTracker, Step
 from freedraft.plugins.base import Drafter, Feedback
 from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.jit import kernel
@@ -44,6 +46,7 @@ class BatchDrafting:
         vocabulary: int,
         settings: VllmSettings,
         pacer: Pacer | None = None,
+        tap: RankingSource | None = None,
     ) -> None:
         """Prepare.
 
@@ -55,6 +58,7 @@ class BatchDrafting:
             vocabulary: token ids are below this.
             settings: bounds.
             pacer: cuts drafts to what pays; None leaves them whole.
+            tap: where the target's rankings come from; None for a drafter that asks for none.
         """
         self.statistics = Statistics()
         self.guard = Guard(drafter)
@@ -64,6 +68,7 @@ class BatchDrafting:
         self._vocabulary = vocabulary
         self._settings = settings
         self._pacer = pacer
+        self._tap = tap
         self._pacing: StepPacing | None = None
         self._own_errors = 0
         self._wait = 1
@@ -82,6 +87,7 @@ class BatchDrafting:
         )
         self._slots = np.full(self._tracker.capacity, -1, np.int64)
         self._ledger = Ledger(self._tracker.capacity, self._longest, self.statistics)
+        self._asked = Asked(self._tracker.capacity, self._longest)
         if self._pacer is not None:
             self._pacing = StepPacing(self._pacer, self._tracker.capacity, self._longest)
 
@@ -109,7 +115,7 @@ class BatchDrafting:
             self._own_errors += 1
             self._abandon()
             drafts = [[] for _ in sampled]
-        self.statistics.errors = self.guard.errors + self._own_errors
+        self.statistics.errors = self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
         return drafts
 
     def _propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
@@ -127,9 +133,7 @@ class BatchDrafting:
         decoding = int(np.count_nonzero(new))
         if self._pacing is not None:
             self._pacing.stepped(decoding, decoding == rows and not len(step.opened), verified)
-        if self.guard.feedback and len(verified.sequences):
-            offsets = np.concatenate(([0], np.cumsum(1 + verified.drafted)))
-            self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
+        self._observe(step, length, new, verified)
         if len(step.growing):
             self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
 
@@ -138,7 +142,10 @@ class BatchDrafting:
         if len(drafting):
             if self._pacing is not None:
                 self._pacing.floor(self.guard.drafter, decoding, int(room.sum()))
-            drafts = likeliest_chains(self.guard.draft(self._slots[sequences], room, self._vocabulary))
+            asked = self.guard.draft(self._slots[sequences], room, self._vocabulary)
+            drafts, nodes = likeliest_chains(asked)
+            if self._tap is not None:
+                self._asked.note(sequences, asked.offsets, nodes, drafts.offsets)
             if self._pacing is not None:
                 proposed = len(drafts.tokens)
                 drafts = self._pacing.cut(drafts, sequences, decoding)
@@ -158,6 +165,21 @@ class BatchDrafting:
         counts.taken += len(step.tokens)
         counts.opened += len(step.opened)
         return answer
+
+    def _observe(self, step: Step, length: Int32, new: Int64, verified: Verified) -> None:
+        """Tell the drafter what it asked for of the step that ended just now."""
+        if self._tap is not None:
+            ranked = self._tap.take(len(new))
+            if ranked is None:
+                return
+            sequences, feedback = self._asked.feedback(
+                self.guard.feedback, ranked, step.sequences, step.previous, length, new
+            )
+            if len(sequences):
+                self.guard.observe(self._slots[sequences], feedback)
+        elif self.guard.feedback and len(verified.sequences):
+            offsets = np.concatenate(([0], np.cumsum(1 + verified.drafted)))
+            self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
 
     def _pause(self) -> None:
         now = self.statistics.steps

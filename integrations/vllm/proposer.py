@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.drafting import BatchDrafting
 from freedraft.integrations.vllm.metrics import MetricsFile, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
+from freedraft.integrations.vllm.tap import LogitsTap, MadeUpRankings, RankingSource
 from freedraft.integrations.vllm.workarounds import mend_sampling_on_cpu
+from freedraft.plugins.base import Drafter
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
 from freedraft.plugins.pacing import pacer_for
 from freedraft.plugins.registry import drafter_from_config
@@ -22,8 +25,6 @@ from freedraft.retrieval.errors import ConfigError, UnsupportedError
 from freedraft.retrieval.ragged import Int32
 
 logger = logging.getLogger("freedraft")
-
-OBTAINABLE = frozenset({"accepted"})
 
 
 class Proposer:
@@ -105,12 +106,6 @@ class Proposer:
 
     def _make(self, config: Config, vllm_config: Any, settings: VllmSettings, warm: bool) -> BatchDrafting:
         drafter = drafter_from_config(config)
-        missing = drafter.feedback - OBTAINABLE
-        if missing:
-            raise UnsupportedError(
-                f"drafter {config.drafter!r} needs the target's {' and '.join(sorted(missing))}, which vLLM does not "
-                "give to a custom proposer; choose another drafter"
-            )
         model = vllm_config.model_config
         drafting = BatchDrafting(
             drafter,
@@ -120,6 +115,7 @@ class Proposer:
             vocabulary=int(model.get_vocab_size()),
             settings=settings,
             pacer=pacer_for(drafter, config.sections.get("pacing", {})),
+            tap=_tap_for(drafter, config.drafter, rehearsing=not warm),
         )
         if warm:
             started = perf_counter()
@@ -146,6 +142,22 @@ def configuration(additional_config: Any) -> Config:
             raise ConfigError(f"additional_config: freedraft: expected a mapping of settings, got {given!r}")
         return parse_config(given)
     return parse_config(os.environ.get(ENVIRONMENT_VARIABLE) or None)
+
+
+def _tap_for(drafter: Drafter, name: str, rehearsing: bool) -> RankingSource | None:
+    """Where the rankings come from that a drafter asks for; None where it asks for none."""
+    wanted = drafter.feedback - {"accepted"}
+    if not wanted:
+        return None
+    k = Guard(drafter).top_k if "top_k" in wanted else 1
+    if rehearsing:
+        return MadeUpRankings(k)
+    try:
+        return LogitsTap(k)
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"drafter {name!r} needs the target's {' and '.join(sorted(wanted))}: {error}; choose another drafter"
+        ) from error
 
 
 def _rehearse(drafting: BatchDrafting) -> None:
