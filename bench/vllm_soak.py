@@ -1,8 +1,9 @@
 """Let real vLLM with freedraft work for long: random arrivals, aborts and lengths, and too small a KV cache.
 
-Beside it another engine does the same, without drafts or with vLLM's own n-gram drafts. Each reply is compared with that
-engine's: the same, or another from a token on where the two best ones are within 1e-3. freedraft's engine must not grow
-more than the other: what vLLM and torch take over time, more with drafts than without, is not ours. Nothing may fail.
+Beside it another engine does the same, without drafts or with vLLM's own n-gram drafts. Each reply is compared with
+that engine's: the same, or another from a token on where the two best ones are within 1e-3. freedraft's engine must not
+grow more than the other: what vLLM and torch take over time, more with drafts than without, is not ours. Nothing may
+fail.
 
     python bench/vllm_soak.py [--minutes 20] [--beside ngram] [--prompts FOLDER] [--drafter NAME] [--out FOLDER]
 """
