@@ -52,7 +52,8 @@ class PacingSettings(Settings):
         100,
         ge=2,
         description="After so many steps that all verified a draft, or all none though there was one, try the other "
-        "once: T of both has to be known, and changes.",
+        "once: T of both has to be known, and changes. A step without a draft is tried up to four times as often where "
+        "it costs little.",
     )
     prior_slope: float = Field(
         0.03, ge=0, description="What one more token is taken to cost, as a share of a step, until that is measured."
@@ -231,7 +232,7 @@ class Pacer:
         if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
             verify = False
         elif pays:
-            verify = self._since_plain < self.settings.explore
+            verify = self._since_plain < self._plain_every()
         else:
             verify = self._since_verified >= self.settings.explore
         self._exploring, self._verifying = verify != pays, verify
@@ -256,6 +257,15 @@ class Pacer:
         time = self.step_time.shape_at(sequences + keep) / self.step_time.shape_at(sequences)
         self._expect(1.0 + float(probability.sum()) / sequences, time)
         return drafts
+
+    def _plain_every(self) -> float:
+        """Steps with drafts after which one without is tried.
+
+        It loses `1 - 1 / gain` of a step. Everything is measured by T of a plain step, so that one sample in a hundred
+        steps, which may be a stray one, is little where the gain is small and its error decides.
+        """
+        loss = 1.0 - 1.0 / max(self.gain, 1.0)
+        return self.settings.explore * min(max(2.0 * loss, 0.25), 1.0)
 
     @property
     def gain(self) -> float:

@@ -270,9 +270,19 @@ class TestDecisions:
 
     def test_plain_steps_are_tried_now_and_then(self):
         pacer = taught(0.0, PacingSettings(explore=10))
-        drafts = chains([[0.9, 0.8]])
+        drafts = chains([[0.99] * 6])
         plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(110))
         assert plain == pacer.explored == 10
+
+    @pytest.mark.parametrize(("probability", "every"), [(0.05, 25), (0.25, 40), (0.9, 95)])
+    def test_plain_steps_are_tried_the_oftener_the_less_they_cost(self, probability, every):
+        pacer = taught(0.0, PacingSettings(explore=100))
+        drafts = chains([[probability]])
+        steps = 4000
+        plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(steps))
+        assert plain == pacer.explored
+        assert steps / (every + 1) * 0.9 < plain < steps / (every + 1) * 1.1
+        assert plain / steps * (1 - 1 / pacer.gain) < 0.006
 
     def test_steps_without_a_draft_save_that_trial(self):
         pacer = taught(0.0, PacingSettings(explore=10))
