@@ -40,6 +40,7 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "jacobi": {"drafter": "jacobi"},
     "fusion": {"drafter": "fusion"},
     "fusion with recycling": {"drafter": "fusion", "recycling": True},
+    "fusion with recycling, trees": {"drafter": "fusion", "recycling": True, "shape": "tree"},
     "fusion, unpaced": {"drafter": "fusion", "pacing": "off"},
     "fusion with recycling, unpaced": {"drafter": "fusion", "recycling": True, "pacing": "off"},
 }
@@ -70,7 +71,7 @@ def methods(model: Any, tokens: int, drafters: Mapping[str, Mapping[str, Any]]) 
         LOOKUP: lambda inputs: (*generate(inputs, prompt_lookup_num_tokens=10), 0),
     }
     return found | {
-        f"freedraft {name}": speculating(Speculative(config=dict(config))) for name, config in DRAFTERS.items()
+        f"freedraft {name}": speculating(Speculative(config=dict(config))) for name, config in drafters.items()
     }
 
 

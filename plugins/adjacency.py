@@ -171,3 +171,16 @@ def push_token(context: Int32, token: int) -> None:
     for i in range(len(context) - 1, 0, -1):
         context[i] = context[i - 1]
     context[0] = token
+
+
+@kernel
+def context_at(committed: Int32, tokens: Int32, parents: Int32, node: int, context: Int32) -> int:
+    """Write the newest tokens up to draft node `node`, -1 = committed text only; return how many are drafted."""
+    used = 0
+    while node >= 0 and used < len(context):
+        context[used] = tokens[node]
+        used += 1
+        node = parents[node]
+    for i in range(len(context) - used):
+        context[used + i] = committed[i]
+    return used

@@ -45,6 +45,8 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 NOT_STARTED = -1
+ROOT = -1
+NOT_DRAFTED = -2
 
 
 class Judged(NamedTuple):
@@ -54,12 +56,14 @@ class Judged(NamedTuple):
         started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
         considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
         tokens: int32 `(slots, longest + 1)`, these.
+        parents: int32 `(slots, longest + 1)`, which of them each follows; -1 = the committed text.
         mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
     """
 
     started: Int64
     considered: Int64
     tokens: Int32
+    parents: Int32
     mixed: Float32
 
 
@@ -68,6 +72,7 @@ def nothing_judged(longest: int) -> Judged:
     return Judged(
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
+        np.zeros((0, longest + 1), np.int32),
         np.zeros((0, longest + 1), np.int32),
         np.zeros((0, longest + 1), np.float32),
     )
@@ -108,17 +113,15 @@ def extend_batch(
         slot = slots[row]
         own = sequences[slot]
         replying = judged.started[slot] >= 0
-        judging = replying
+        node = ROOT if replying else NOT_DRAFTED
         context = rankings.context[slot].copy()
         if replying:
             take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
-                depth = i - offsets[row]
-                if judging and depth < judged.considered[slot]:
-                    judging = judged.tokens[slot, depth] == token
-                    learn_correction(mixer, depth, judged.mixed[slot, depth], judging)
+                if node != NOT_DRAFTED:
+                    node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows = gather_texts(words, states, sequences, texts, cursors, evidence)
                 rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
@@ -145,10 +148,32 @@ def extend_batch(
         if replying:
             put_back(places, slot, cursors, in_corpora)
         if ranking:
-            learn_rankings(table, rankings, slot, judged.tokens[slot])
+            learn_rankings(table, rankings, slot, judged.tokens[slot], judged.parents[slot])
             rankings.context[slot] = context
         judged.considered[slot] = 0
     return FINE
+
+
+@kernel
+def judge(mixer: Mixer, judged: Judged, slot: int, depth: int, node: int, token: int) -> int:
+    """Tell the last stage which tokens behind a node of the last draft were right; return the one that was.
+
+    Args:
+        depth: tokens of the draft up to and including `node`.
+        node: that was committed, `ROOT` at first.
+        token: that was committed behind it.
+
+    Returns:
+        `NOT_DRAFTED` where none was right.
+    """
+    right = NOT_DRAFTED
+    for child in range(max(0, node), judged.considered[slot]):
+        if judged.parents[slot, child] == node:
+            hit = judged.tokens[slot, child] == token
+            learn_correction(mixer, depth, judged.mixed[slot, child], hit)
+            if hit:
+                right = child
+    return right
 
 
 @kernel
@@ -217,6 +242,7 @@ def draft_batch(
                     best = j
             token = candidates.tokens[best]
             judged.tokens[slot, depth] = token
+            judged.parents[slot, depth] = depth - 1
             judged.mixed[slot, depth] = candidates.mixed[best]
             judged.considered[slot] = depth + 1
             likelihood *= correct(mixer, depth, candidates.mixed[best])

@@ -15,6 +15,7 @@ from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import REACH
 from freedraft.plugins.fusing import NOT_STARTED, draft_batch, extend_batch, nothing_judged
+from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.own_text import OwnTextSettings
@@ -40,6 +41,10 @@ class FusionSettings(OwnTextSettings):
     """Settings of `fusion`."""
 
     max_tokens: int = Field(24, ge=1, le=128, description="Tokens of a draft, at most.")
+    shape: Literal["chain", "tree"] = Field(
+        "chain",
+        description="Draft the likeliest chain, or the likeliest tokens of a tree for a runtime that verifies trees.",
+    )
     min_probability: float = Field(
         0.02, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
     )
@@ -222,19 +227,21 @@ class Fusion:
         self._drop_damaged()
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
-        """As `Drafter.draft`: one chain a sequence."""
+        """As `Drafter.draft`: one chain or tree a sequence."""
         if len(budget) != len(slots):
             raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
         arrays = self.automata.arrays
         longest = self.settings.max_tokens
         least = max(self.settings.min_probability, self.floor)
 
+        draft = draft_trees if self.settings.shape == "tree" else draft_batch
+
         def draft_rows(first: int, last: int) -> Drafts:
             space = (last - first) * longest
             tokens, parents = np.empty(space, np.int32), np.empty(space, np.int32)
             probability, source = np.empty(space, np.float32), np.empty(space, np.uint8)
             offsets = np.empty(last - first + 1, np.int64)
-            status = draft_batch(
+            status = draft(
                 arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
                 self._judged, self._table, self._rankings, self.mixer, SOURCES, slots[first:last], budget[first:last],
                 longest, least, tokens, parents, probability, source, offsets,

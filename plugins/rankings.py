@@ -16,11 +16,11 @@ from freedraft.plugins.adjacency import (
     TOKENS,
     TRUST,
     Table,
+    context_at,
     find_row,
     hash_context,
     learn_ranked,
     new_table,
-    push_token,
 )
 from freedraft.plugins.evidence import KIND, LATEST, LIKELIEST, MATCHED, NO_STATE, PLACE, RANKED, SEEN, TEXT, TIMES
 from freedraft.retrieval.jit import kernel
@@ -68,13 +68,18 @@ def observe_batch(rankings: Rankings, considered: Int64, slots: Int64, top_k: In
 
 
 @kernel
-def learn_rankings(table: Table, rankings: Rankings, slot: int, drafted: Int32) -> None:
-    """Learn what was shown of the draft that followed the sequence's context; the context is not moved."""
-    context = rankings.context[slot].copy()
+def learn_rankings(table: Table, rankings: Rankings, slot: int, tokens: Int32, parents: Int32) -> None:
+    """Learn what was shown of the draft that followed the sequence's context; the context is not moved.
+
+    Args:
+        tokens: int32, the draft's nodes.
+        parents: int32, theirs; -1 = the context.
+    """
+    context = np.empty(MAX_CONTEXT, np.int32)
     for i in range(rankings.shown[slot]):
         if rankings.ranked[slot, i, 0] != NO_TOKEN:
+            context_at(rankings.context[slot], tokens, parents, i - 1, context)
             learn_ranked(table, context, CONTEXT, rankings.ranked[slot, i], FRESH)
-        push_token(context, drafted[i])
     rankings.shown[slot] = 0
 
 

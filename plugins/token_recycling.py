@@ -14,6 +14,7 @@ from freedraft.plugins.adjacency import (
     TOKENS,
     TRUST,
     Table,
+    context_at,
     find_row,
     hash_context,
     learn_next,
@@ -23,6 +24,7 @@ from freedraft.plugins.adjacency import (
 )
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
+from freedraft.plugins.heap import PARENT, TOKEN, Heap, new_heap, pop, push
 from freedraft.plugins.slots import Slots, checked_tokens, grown
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
@@ -124,18 +126,6 @@ class Candidates(NamedTuple):
     likelihood: Float64
 
 
-class Heap(NamedTuple):
-    """Nodes that a tree may get next, the likeliest on top; of equals the one found first.
-
-    Attributes:
-        likelihood: float64 `(room,)`, with all ancestors.
-        node: int32 `(room, 3)`: the order it was found in, its token and its parent.
-    """
-
-    likelihood: Float64
-    node: Int32
-
-
 class TokenRecycling:
     """Drafts a tree of tokens that the target ranked high when it last saw the same context.
 
@@ -174,7 +164,7 @@ class TokenRecycling:
         most = MAX_CONTEXT * settings.k
         self._candidates = Candidates(np.empty(most, np.int32), np.empty(most))
         room = (settings.max_tokens + 1) * settings.context * settings.k
-        self._heap = Heap(np.empty(room), np.empty((room, 3), np.int32))
+        self._heap = new_heap(room)
         floor = settings.min_probability
         self._floor = floor if floor is not None else (0.002 if settings.shape == "tree" else 0.1)
 
@@ -333,19 +323,6 @@ def judge(table: Table, counts: Counts, context: Int32, length: int, depth: int,
 
 
 @kernel
-def context_at(committed: Int32, tokens: Int32, parents: Int32, node: int, context: Int32) -> int:
-    """Write the newest tokens up to draft node `node`, -1 = committed text only; return how many are drafted."""
-    used = 0
-    while node >= 0 and used < len(context):
-        context[used] = tokens[node]
-        used += 1
-        node = parents[node]
-    for i in range(len(context) - used):
-        context[used + i] = committed[i]
-    return used
-
-
-@kernel
 def extend_batch(
     table: Table,
     counts: Counts,
@@ -439,8 +416,8 @@ def draft_batch(
             if waiting == 0:
                 break
             likelihood = heap.likelihood[0]
-            tokens[nodes] = heap.node[0, 1]
-            parents[nodes] = heap.node[0, 2]
+            tokens[nodes] = heap.node[0, TOKEN]
+            parents[nodes] = heap.node[0, PARENT]
             probability[offsets[row] + nodes] = np.float32(likelihood)
             parent = nodes
             nodes += 1
@@ -457,52 +434,3 @@ def copy_drafts(sequences: Sequences, slots: Int64, offsets: Int64, tokens: Int3
         for node in range(offsets[row + 1] - offsets[row]):
             tokens[offsets[row] + node] = sequences.tokens[slots[row], node]
             parents[offsets[row] + node] = sequences.parents[slots[row], node]
-
-
-@kernel
-def before(heap: Heap, a: int, b: int) -> bool:
-    """Whether entry a comes before entry b."""
-    if heap.likelihood[a] != heap.likelihood[b]:
-        return heap.likelihood[a] > heap.likelihood[b]
-    return heap.node[a, 0] < heap.node[b, 0]
-
-
-@kernel
-def swap(heap: Heap, a: int, b: int) -> None:
-    """Exchange two entries."""
-    kept = heap.likelihood[a]
-    heap.likelihood[a] = heap.likelihood[b]
-    heap.likelihood[b] = kept
-    for i in range(heap.node.shape[1]):
-        field = heap.node[a, i]
-        heap.node[a, i] = heap.node[b, i]
-        heap.node[b, i] = field
-
-
-@kernel
-def push(heap: Heap, size: int, likelihood: float, order: int, token: int, parent: int) -> None:
-    """Add an entry to a heap of `size` entries."""
-    heap.likelihood[size] = likelihood
-    heap.node[size, 0] = order
-    heap.node[size, 1] = token
-    heap.node[size, 2] = parent
-    at = size
-    while at > 0 and before(heap, at, (at - 1) // 2):
-        swap(heap, at, (at - 1) // 2)
-        at = (at - 1) // 2
-
-
-@kernel
-def pop(heap: Heap, size: int) -> None:
-    """Take the top off a heap, of which `size` entries are left."""
-    swap(heap, 0, size)
-    at = 0
-    while True:
-        first = at
-        for child in (2 * at + 1, 2 * at + 2):
-            if child < size and before(heap, child, first):
-                first = child
-        if first == at:
-            break
-        swap(heap, at, first)
-        at = first

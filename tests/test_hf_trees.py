@@ -21,6 +21,7 @@ from freedraft.integrations.hf.draft import Chain, Tree, as_draft, likeliest_bra
 from freedraft.integrations.hf.masks import why_no_masks
 from freedraft.integrations.hf.target import Target
 from freedraft.integrations.hf.tokens import Tokens
+from freedraft.plugins.registry import make_drafter
 
 one_thread = tiny.one_thread
 assert_close = tiny.assert_close
@@ -37,9 +38,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "Phi3": {},
     "Olmo2": {},
 }
-TREES: dict[str, Callable[[list[int]], drafters.Scripted]] = {
+TREES: dict[str, Callable[[list[int]], Any]] = {
     "true branch": lambda text: drafters.true_branch(text, tiny.VOCABULARY),
     "random": lambda text: drafters.random_trees(tiny.VOCABULARY),
+    "fusion": lambda text: make_drafter("fusion", {"shape": "tree", "min_probability": 0, "recycling": True}),
 }
 
 

@@ -1,0 +1,144 @@
+"""Fusion's other shape of draft: the likeliest nodes of a tree, found best-first.
+
+A chain takes the likeliest token again and again. A tree takes, of all tokens that could come next behind any of its
+nodes, the one that is likeliest together with its ancestors. So the first k nodes have the greatest expected number of
+accepted tokens that k nodes can have by these probabilities, and where one way to go on is far ahead they are a chain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
+from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
+from freedraft.plugins.fusing import NOT_STARTED, ROOT, Judged
+from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
+from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, find_candidates, predict, room
+from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings
+from freedraft.plugins.texts import (
+    Places,
+    advance_own,
+    begin,
+    count_corpora,
+    count_texts,
+    follow_corpora,
+    follow_others,
+    gather_corpora,
+    gather_texts,
+    new_cursors,
+    take_up,
+)
+from freedraft.retrieval.edges import STATE_WORDS
+from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_LENGTH, is_open
+from freedraft.retrieval.index.follow import CURSOR_FIELDS, Automaton
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
+
+
+@kernel
+def draft_trees(
+    words: Int32,
+    sequences: Int32,
+    generations: Int64,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    places: Places,
+    judged: Judged,
+    table: Table,
+    rankings: Rankings,
+    mixer: Mixer,
+    sources: UInt8,
+    slots: Int64,
+    budget: Int32,
+    longest: int,
+    min_probability: float,
+    tokens: Int32,
+    parents: Int32,
+    probability: Float32,
+    source: UInt8,
+    offsets: Int64,
+) -> int:
+    """Write the likeliest tree of each sequence, up to `longest` nodes; FINE, or BAD_SLOT. As `fusing.draft_batch`."""
+    states = words.reshape(-1, STATE_WORDS)
+    edges = words.reshape(-1, 2)
+    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
+    candidates = room()
+    texts, cursors, in_corpora = new_cursors(places)
+    ranking = rankings.ranked.shape[1] > 0
+    # Where the committed text is, then each node, in all texts.
+    at_cursors = np.empty((longest + 1, *cursors.shape), np.int64)
+    at_corpora = np.empty((longest + 1, places.corpora.shape[1], CURSOR_FIELDS), np.int32)
+    contexts = np.empty((longest + 1, MAX_CONTEXT), np.int32)
+    depths = np.zeros(longest + 1, np.int64)
+    # What is known of each entry of the heap, in the order in which they were found.
+    most_found = longest * MAX_CANDIDATES
+    heap = Heap(np.empty(most_found), np.empty((most_found, 3), np.int32))
+    mixed = np.empty(most_found, np.float64)
+    kinds = np.empty(most_found, np.int64)
+    used = 0
+    offsets[0] = 0
+    for slot in slots:
+        if not is_open(sequences, slot):
+            return BAD_SLOT
+    for row in range(len(slots)):
+        slot = slots[row]
+        if judged.started[slot] == NOT_STARTED:
+            judged.started[slot] = sequences[slot, HEAD_LENGTH]
+            begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
+        take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+        at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
+        most = min(longest, budget[row])
+        nodes, waiting, order = 0, 0, 0
+        parent, likelihood = ROOT, 1.0
+        while nodes < most:
+            here = parent + 1
+            rows = gather_texts(words, states, sequences, texts, at_cursors[here], evidence)
+            rows = gather_corpora(corpora, damaged, at_corpora[here], evidence, rows)
+            if ranking:
+                rows = gather_rankings(table, contexts[here], evidence, rows)
+            found = find_candidates(evidence, rows, candidates)
+            if found > 0:
+                tokens_found = candidates.tokens[:found]
+                count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+                count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+                if ranking:
+                    count_rankings(table, evidence, rows, tokens_found, candidates.times)
+                predict(evidence, rows, mixer, candidates, found)
+            for j in range(found):
+                joint = likelihood * correct(mixer, depths[here], candidates.mixed[j])
+                if joint >= min_probability:
+                    kinds[order] = OWN
+                    for i in range(rows):
+                        if evidence[i, LIKELIEST] == candidates.tokens[j]:
+                            kinds[order] = evidence[i, KIND]
+                            break
+                    mixed[order] = candidates.mixed[j]
+                    push(heap, waiting, joint, order, candidates.tokens[j], parent)
+                    waiting += 1
+                    order += 1
+            if waiting == 0:
+                break
+            likelihood = heap.likelihood[0]
+            token, parent, found_as = heap.node[0, TOKEN], heap.node[0, PARENT], heap.node[0, ORDER]
+            waiting -= 1
+            pop(heap, waiting)
+            judged.tokens[slot, nodes] = token
+            judged.parents[slot, nodes] = parent
+            judged.mixed[slot, nodes] = mixed[found_as]
+            tokens[used + nodes] = token
+            parents[used + nodes] = parent
+            probability[used + nodes] = likelihood
+            source[used + nodes] = sources[kinds[found_as]]
+            nodes += 1
+            if nodes < most:
+                at_cursors[nodes], at_corpora[nodes] = at_cursors[parent + 1], at_corpora[parent + 1]
+                contexts[nodes], depths[nodes] = contexts[parent + 1], depths[parent + 1] + 1
+                advance_own(words, states, edges, sequences, texts, at_cursors[nodes], token)
+                follow_others(words, states, edges, sequences, texts, at_cursors[nodes], token)
+                follow_corpora(corpora, damaged, at_corpora[nodes], token)
+                push_token(contexts[nodes], token)
+            parent = nodes - 1
+        judged.considered[slot] = nodes
+        used += nodes
+        offsets[row + 1] = used
+    return FINE
