@@ -75,7 +75,7 @@ def test_both_ways_to_go_on_are_in_the_tree():
 
 def test_where_one_way_is_far_ahead_the_tree_is_the_chain():
     text = [*range(50, 70), *range(50, 60)]
-    tree, chain = fusion(min_probability=0.1), fusion(shape="chain", min_probability=0.1)
+    tree, chain = fusion(), fusion(shape="chain")
     of_tree = tree.draft(tree.open(*ragged([text])), budgets(1))
     of_chain = chain.draft(chain.open(*ragged([text])), budgets(1))
     assert of_tree.tokens.tolist() == of_chain.tokens.tolist() == list(range(60, 68))
