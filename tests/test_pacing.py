@@ -274,14 +274,14 @@ class TestDecisions:
         plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(110))
         assert plain == pacer.explored == 10
 
-    @pytest.mark.parametrize(("probability", "every"), [(0.05, 25), (0.25, 40), (0.9, 95)])
+    @pytest.mark.parametrize(("probability", "every"), [(0.05, 25), (0.25, 80), (0.9, 189)])
     def test_plain_steps_are_tried_the_oftener_the_less_they_cost(self, probability, every):
         pacer = taught(0.0, PacingSettings(explore=100))
         drafts = chains([[probability]])
         steps = 4000
         plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(steps))
         assert plain == pacer.explored
-        assert steps / (every + 1) * 0.9 < plain < steps / (every + 1) * 1.1
+        assert 0.9 < plain / (2 * steps / (every + 2)) < 1.1
         assert plain / steps * (1 - 1 / pacer.gain) < 0.006
 
     def test_steps_without_a_draft_save_that_trial(self):
@@ -290,8 +290,27 @@ class TestDecisions:
         for _ in range(30):
             for _ in range(5):
                 assert len(pacer.cut(drafts, 1).tokens)
-            pacer.cut(Drafts.empty(1), 1)
+            for _ in range(2):
+                pacer.cut(Drafts.empty(1), 1)
         assert pacer.explored == 0
+
+    def test_a_plain_step_is_measured_behind_another_one_alone(self):
+        """What a draft costs shows in part in the step after it."""
+        pacer = taught(0.0, PacingSettings(explore=10))
+        drafts = chains([[0.9, 0.8]])
+        seen = []
+        for _ in range(60):
+            kept = len(pacer.cut(drafts, 1).tokens)
+            before = pacer.step_time.samples.sum()
+            # The first plain step takes as long as one with a draft.
+            slow = kept or (not seen or seen[-1][0])
+            pacer.record(1 + kept, 0.012 if slow else 0.01)
+            seen.append((kept, pacer.step_time.samples.sum() - before))
+        plain = [i for i, (kept, _) in enumerate(seen) if not kept]
+        assert len(plain) > 2
+        for i in plain:
+            assert seen[i][1] == (seen[i - 1][0] == 0)
+        assert all(counted for kept, counted in seen if kept)
 
     def test_a_gain_below_the_margin_is_left(self):
         drafts = chains([[0.55]])
