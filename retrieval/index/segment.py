@@ -192,7 +192,7 @@ class Segment:
         finding, where = validate_structure(self.automaton, self.starts)
         if finding:
             raise DamagedError(f"{self.path.name}: {FINDINGS[finding]} (at {where})")
-        highest = int(self.automaton.text.max())
+        highest = int(self.automaton.text.max(initial=-1))
         if highest >= vocabulary_size:
             raise DamagedError(f"{self.path.name}: token id {highest} is not one of 0..{vocabulary_size - 1}")
 
