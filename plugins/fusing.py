@@ -11,7 +11,7 @@ import numpy as np
 
 from freedraft.plugins.adjacency import Table, push_token
 from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
-from freedraft.plugins.mixing import Mixer, correct, find_candidates, learn, learn_correction, predict, room
+from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates, learn, learn_correction, predict, room
 from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings, learn_rankings
 from freedraft.plugins.texts import (
     Places,
@@ -79,6 +79,53 @@ def nothing_judged(longest: int) -> Judged:
 
 
 @kernel
+def weigh(
+    words: Int32,
+    states: Int32,
+    edges: Int32,
+    sequences: Int32,
+    corpora: tuple[Automaton, ...],
+    damaged: Int64,
+    table: Table,
+    ranking: bool,
+    mixer: Mixer,
+    texts: Int64,
+    cursors: Int64,
+    in_corpora: Int32,
+    context: Int32,
+    evidence: Int64,
+    candidates: Candidates,
+) -> tuple[int, int]:
+    """Gather the evidence at a place in all texts, and mix it to a probability for each candidate of the next token.
+
+    Returns:
+        Rows of `evidence`, and candidates.
+    """
+    rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+    rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+    if ranking:
+        rows = gather_rankings(table, context, evidence, rows)
+    found = find_candidates(evidence, rows, candidates)
+    if found > 0:
+        tokens_found = candidates.tokens[:found]
+        count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
+        count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
+        if ranking:
+            count_rankings(table, evidence, rows, tokens_found, candidates.times)
+        predict(evidence, rows, mixer, candidates, found)
+    return rows, found
+
+
+@kernel
+def kind_of(evidence: Int64, rows: int, token: int) -> int:
+    """The kind of text that is first to hold a token the likeliest."""
+    for i in range(rows):
+        if evidence[i, LIKELIEST] == token:
+            return int(evidence[i, KIND])
+    return OWN
+
+
+@kernel
 def extend_batch(
     words: Int32,
     pool: Int32,
@@ -123,18 +170,11 @@ def extend_batch(
                 if node != NOT_DRAFTED:
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-                rows = gather_texts(words, states, sequences, texts, cursors, evidence)
-                rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
-                if ranking:
-                    rows = gather_rankings(table, context, evidence, rows)
-                found = find_candidates(evidence, rows, candidates)
+                rows, found = weigh(
+                    words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
+                    texts, cursors, in_corpora, context, evidence, candidates,
+                )  # fmt: skip
                 if found > 0:
-                    tokens_found = candidates.tokens[:found]
-                    count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
-                    count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
-                    if ranking:
-                        count_rankings(table, evidence, rows, tokens_found, candidates.times)
-                    predict(evidence, rows, mixer, candidates, found)
                     learn(evidence, rows, mixer, candidates, found, token)
             learning = own[HEAD_LEARNING] != 0
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
@@ -223,19 +263,12 @@ def draft_batch(
         most = min(longest, budget[row])
         judged.considered[slot] = 0
         while depth < most:
-            rows = gather_texts(words, states, sequences, texts, cursors, evidence)
-            rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
-            if ranking:
-                rows = gather_rankings(table, context, evidence, rows)
-            found = find_candidates(evidence, rows, candidates)
+            rows, found = weigh(
+                words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
+                texts, cursors, in_corpora, context, evidence, candidates,
+            )  # fmt: skip
             if found == 0:
                 break
-            tokens_found = candidates.tokens[:found]
-            count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
-            count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
-            if ranking:
-                count_rankings(table, evidence, rows, tokens_found, candidates.times)
-            predict(evidence, rows, mixer, candidates, found)
             best = 0
             for j in range(1, found):
                 if candidates.mixed[j] > candidates.mixed[best]:
@@ -248,15 +281,10 @@ def draft_batch(
             likelihood *= correct(mixer, depth, candidates.mixed[best])
             if likelihood < min_probability:
                 break
-            from_where = OWN
-            for i in range(rows):
-                if evidence[i, LIKELIEST] == token:
-                    from_where = evidence[i, KIND]
-                    break
             tokens[used] = token
             parents[used] = depth - 1
             probability[used] = likelihood
-            source[used] = sources[from_where]
+            source[used] = sources[kind_of(evidence, rows, token)]
             used += 1
             depth += 1
             if depth < most:

@@ -10,21 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
-from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
-from freedraft.plugins.fusing import NOT_STARTED, ROOT, Judged
+from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
+from freedraft.plugins.fusing import NOT_STARTED, ROOT, Judged, kind_of, weigh
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
-from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, find_candidates, predict, room
-from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings
+from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
+from freedraft.plugins.rankings import Rankings
 from freedraft.plugins.texts import (
     Places,
     advance_own,
     begin,
-    count_corpora,
-    count_texts,
     follow_corpora,
     follow_others,
-    gather_corpora,
-    gather_texts,
     new_cursors,
     take_up,
 )
@@ -92,26 +88,14 @@ def draft_trees(
         parent, likelihood = ROOT, 1.0
         while nodes < most:
             here = parent + 1
-            rows = gather_texts(words, states, sequences, texts, at_cursors[here], evidence)
-            rows = gather_corpora(corpora, damaged, at_corpora[here], evidence, rows)
-            if ranking:
-                rows = gather_rankings(table, contexts[here], evidence, rows)
-            found = find_candidates(evidence, rows, candidates)
-            if found > 0:
-                tokens_found = candidates.tokens[:found]
-                count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
-                count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
-                if ranking:
-                    count_rankings(table, evidence, rows, tokens_found, candidates.times)
-                predict(evidence, rows, mixer, candidates, found)
+            rows, found = weigh(
+                words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
+                texts, at_cursors[here], at_corpora[here], contexts[here], evidence, candidates,
+            )  # fmt: skip
             for j in range(found):
                 joint = likelihood * correct(mixer, depths[here], candidates.mixed[j])
                 if joint >= min_probability:
-                    kinds[order] = OWN
-                    for i in range(rows):
-                        if evidence[i, LIKELIEST] == candidates.tokens[j]:
-                            kinds[order] = evidence[i, KIND]
-                            break
+                    kinds[order] = kind_of(evidence, rows, candidates.tokens[j])
                     mixed[order] = candidates.mixed[j]
                     push(heap, waiting, joint, order, candidates.tokens[j], parent)
                     waiting += 1
