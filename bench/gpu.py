@@ -2,9 +2,10 @@
 
 python bench/gpu.py [--check-only] [--batches 1 32 256] [--lengths 1024 8192 32768 131072] [--out FOLDER]
 
-The check comes first and ends the run when anything differs. With NUMBA_ENABLE_CUDASIM=1 and --check-only it needs no
-GPU. Times are from CUDA events. Beside each: a copy of the same bytes from device to device and, where vLLM is
-installed, vLLM's own n-gram kernels on the same tokens.
+The check comes first and ends the run when anything differs. With NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 and
+--check-only it needs no GPU. Times are from CUDA events. Beside each: a copy of the same bytes from device to device
+and, where vLLM is installed, vLLM's own n-gram kernels on the same tokens. Drafting from an index is timed by itself,
+with sequences that are parts of its documents.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +24,18 @@ import numpy as np
 from harness import median, save, show
 from numba import cuda
 
+from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
+from freedraft.retrieval.cuda.corpus_rows import SEEN_FIELDS, draft_rows_on_cpu
 from freedraft.retrieval.cuda.on_cpu import draft_on_cpu
 from freedraft.retrieval.cuda.on_gpu import DeviceScan
 from freedraft.retrieval.cuda.rules import Rules
+from freedraft.retrieval.index.follow import CURSOR_FIELDS
+from freedraft.retrieval.index.segment import Segment
+from freedraft.retrieval.index.store import CorpusIndex
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import scan_batches
+from small_index import create
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DRAFTED = 8
@@ -46,7 +54,7 @@ def main() -> None:
         parser.error("the simulator's times mean nothing: add --check-only")
     if not SIMULATED and not cuda.is_available():
         parser.error("no GPU that Numba can use; NUMBA_ENABLE_CUDASIM=1 with --check-only checks without one")
-    checked = check()
+    checked = check() + check_corpus()
     print(f"{checked} batches: the GPU's drafts, probabilities and counts equal the CPU's")
     if chosen.check_only:
         return
@@ -56,9 +64,12 @@ def main() -> None:
             for batch in chosen.batches:
                 rows.append(measure(text, batch, length))
                 print(rows[-1], flush=True)
+    from_index = measure_corpus(chosen.batches)
     table = [{name: value for name, value in row.items() if not name.endswith("error")} for row in rows]
     show(f"Drafting {DRAFTED} tokens a sequence, microseconds a step", table)
-    print("written to", save("gpu", {"gpu": hardware(), "batches_checked": checked, "results": rows}, chosen.out))
+    show("Drafting from an index, microseconds a step", from_index)
+    results = {"gpu": hardware(), "batches_checked": checked, "results": rows, "index": from_index}
+    print("written to", save("gpu", results, chosen.out))
 
 
 def check() -> int:
@@ -101,6 +112,73 @@ def compare(batch: Any, rules: Rules, sizes: dict[str, int]) -> None:
     DeviceScan(rows, batch.tokens.shape[1], **sizes).draft(*map(cuda.to_device, batch), *written, rules)
     for ours, twin in zip(written, expected, strict=True):
         np.testing.assert_array_equal(ours.copy_to_host(), twin)
+
+
+def check_corpus() -> int:
+    """Compare drafting from an index, over steps in which sequences grow; the number of batches."""
+    generator = np.random.default_rng(2)
+    slots, width, steps = (4, 96, 3) if SIMULATED else (64, 2048, 40)
+    segments = index_of(generator.integers(0, 9, (4, 4 * width)))
+    device = DeviceCorpus(segments, slots, slots)
+    states = [(np.zeros((slots, CURSOR_FIELDS), np.int32), np.zeros((slots, SEEN_FIELDS), np.int32)) for _ in segments]
+    tokens = generator.integers(0, 9, (slots, width)).astype(np.int32)
+    lengths = generator.integers(0, width // 2, slots).astype(np.int32)
+    active = np.ones(slots, np.int32)
+    for _ in range(steps):
+        lengths += generator.integers(0, 6, slots).astype(np.int32)
+        rows = generator.permutation(slots)
+        expected = (np.zeros((slots, DRAFTED), np.int64), np.zeros((slots, DRAFTED), np.float32), active * 0)
+        written = [cuda.to_device(array) for array in expected]
+        for segment, state in zip(segments, states, strict=True):
+            draft_rows_on_cpu(
+                segment.automaton, *state, tokens, lengths, rows, active, DRAFTED, device.min_match, 0.0, *expected
+            )
+        device.draft(*map(cuda.to_device, (tokens, lengths, rows, active)), *written, Rules())
+        for ours, twin in zip(written, expected, strict=True):
+            np.testing.assert_array_equal(ours.copy_to_host(), twin)
+    return steps
+
+
+def index_of(documents: Any) -> list[Segment]:
+    """The segment of an index of these documents, a row each."""
+    with tempfile.TemporaryDirectory() as folder:
+        # Mapped files stay readable when their folder has gone.
+        return list(CorpusIndex(Path(create(Path(folder) / "i", documents))).segments)
+
+
+def measure_corpus(batches: list[int]) -> list[dict[str, Any]]:
+    """Microseconds a step of drafting from an index of 4 M tokens, each sequence a token longer at every step."""
+    documents = made_up("ordinary", 1024, 4096, np.random.default_rng(3))
+    segments = index_of(documents)
+    rows_measured = []
+    for batch in batches:
+        device = DeviceCorpus(segments, batch, batch)
+        inputs = [documents[:batch], np.full(batch, 2048, np.int32), np.arange(batch), np.ones(batch, np.int32)]
+        tokens, lengths, rows, active = map(cuda.to_device, inputs)
+        outputs = (
+            cuda.device_array((batch, DRAFTED), np.int64),
+            cuda.to_device(np.zeros((batch, DRAFTED), np.float32)),
+            cuda.device_array(batch, np.int32),
+        )
+
+        def step(arrays: Any = (tokens, lengths, rows, active), outputs: Any = outputs, device: Any = device) -> None:
+            one_longer[1, 256](arrays[1], outputs[1])
+            device.launch(arrays, outputs, Rules())
+
+        rows_measured.append({"sequences": batch, "MiB": device.bytes >> 20, "launched": timed(step)})
+        print(rows_measured[-1], flush=True)
+    return rows_measured
+
+
+@cuda.jit
+def one_longer(lengths: Any, probability: Any) -> None:
+    """Let every sequence be a token longer, and forget its draft."""
+    row = cuda.threadIdx.x
+    while row < lengths.shape[0]:
+        lengths[row] += 1
+        for i in range(probability.shape[1]):
+            probability[row, i] = 0.0
+        row += cuda.blockDim.x
 
 
 def made_up(name: str, rows: int, length: int, generator: np.random.Generator) -> Any:

@@ -12,30 +12,11 @@ from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.slots import Slots, checked_tokens, grown
-from freedraft.plugins.texts import SHORTENED
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.index.follow import (
-    AT_LENGTH,
-    AT_OPEN,
-    CURSOR_FIELDS,
-    DAMAGED,
-    FINE,
-    Automaton,
-    advance,
-    at_root,
-    context_count,
-    likeliest_of,
-    settle,
-    shorten,
-)
+from freedraft.retrieval.index.continuation import continue_one
+from freedraft.retrieval.index.follow import AT_OPEN, CURSOR_FIELDS, DAMAGED, FINE, Automaton
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, as_offsets
-
-CONTEXTS_TRIED = 4
-
-# As `own_text.ESCAPE`, but larger: what followed once in another's text is less likely to follow again than in the own
-# one. On Python sources and their documentation 5 to 8 fitted best; a conversation wants more.
-ESCAPE = 8.0
 
 
 class CorpusSettings(DrafterSettings):
@@ -65,8 +46,8 @@ class Corpus:
     It follows each sequence through every segment's automaton, O(1) amortised a token and segment. The draft is that of
     the segment which expects most accepted tokens. Indexes are mapped, read-only: a machine's processes share them.
 
-    A token that followed a context of m tokens b of n times has probability b / (n + ESCAPE / m), as in
-    `suffix_automaton`, with an escape of its own.
+    A token that followed a context of m tokens b of n times has probability b / (n + e / m), as in `suffix_automaton`,
+    with an escape e of its own (`continuation.ESCAPE`).
 
     Raises:
         CorpusIndexError: an index is missing or damaged.
@@ -206,39 +187,19 @@ def continue_batch(
     text, nodes, edges = automaton
     best = np.empty(CURSOR_FIELDS, np.int32)
     for row in range(len(slots)):
-        cursor = cursors[slots[row]].copy()
-        best_likelihood = 0.0
-        tried, count = 0, 0
-        for _ in range(SHORTENED):
-            if at_root(cursor) or cursor[AT_LENGTH] < min_match:
-                break
-            # A suffix that occurs exactly where a longer one does is no other context.
-            if context_count(nodes, cursor) != count:
-                count = context_count(nodes, cursor)
-                tried += 1
-                _, times = likeliest_of(text, nodes, cursor)
-                likelihood = times / (count + ESCAPE / cursor[AT_LENGTH])
-                if likelihood > best_likelihood:
-                    best_likelihood = likelihood
-                    best[:] = cursor
-                if tried == CONTEXTS_TRIED:
-                    break
-            if shorten(text, nodes, edges, cursor) == DAMAGED or settle(text, nodes, edges, cursor) == DAMAGED:
-                return DAMAGED
-        if best_likelihood == 0.0:
-            continue
-        cursor[:] = best
-        likelihood = 1.0
-        for i in range(min(tokens.shape[1], budget[row])):
-            if at_root(cursor):
-                break
-            token, times = likeliest_of(text, nodes, cursor)
-            likelihood *= min(1.0, times / (context_count(nodes, cursor) + ESCAPE / cursor[AT_LENGTH]))
-            if likelihood < min_probability or token < 0:
-                break
-            tokens[row, i] = token
-            probability[row, i] = np.float32(likelihood)
-            lengths[row] = i + 1
-            if advance(text, nodes, edges, cursor, token) == DAMAGED:
-                return DAMAGED
+        written = continue_one(
+            text,
+            nodes,
+            edges,
+            cursors[slots[row]].copy(),
+            best,
+            min(tokens.shape[1], budget[row]),
+            min_match,
+            min_probability,
+            tokens[row],
+            probability[row],
+        )
+        if written < 0:
+            return DAMAGED
+        lengths[row] = written
     return FINE

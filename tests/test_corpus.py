@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 
 import naive
 import numpy as np
@@ -12,13 +11,13 @@ import pytest
 import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from naive_corpus import chain
 from small_index import create
 
 from freedraft.plugins.base import Drafter, Source
-from freedraft.plugins.corpus import ESCAPE
 from freedraft.plugins.registry import make_drafter
-from freedraft.plugins.texts import SHORTENED
 from freedraft.retrieval.errors import ConfigError, InputError
+from freedraft.retrieval.index.continuation import SUFFIXES_TRIED
 from freedraft.retrieval.index.errors import DamagedError, NotFoundError, TokenizerMismatchError
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
 from freedraft.retrieval.index.format import NODE_FIELDS, TARGET, Section
@@ -28,38 +27,12 @@ from freedraft.retrieval.ragged import ragged
 EAGER = {"min_probability": 0, "min_expected": 0, "min_match": 1}
 
 
-def chain(rows: Sequence[Sequence[int]], text: list[int], budget: int) -> tuple[list[int], list[float]]:
-    """What one segment of the documents `rows` drafts, by search."""
-
-    def contexts(text):
-        """Those of which nothing longer occurs exactly where they do, longest first."""
-        lengths = list(range(naive.index_match(rows, text), 0, -1))
-        counts = {m: naive.index_count(rows, text[len(text) - m :]) for m in lengths}
-        return [m for m in lengths if counts[m] and (m == lengths[0] or counts[m] != counts[m + 1])]
-
-    def likelihood(m, text):
-        context = text[len(text) - m :]
-        token, times = naive.index_likeliest(rows, context)
-        return token, times / (naive.index_count(rows, context) + ESCAPE / m)
-
-    best = max(contexts(text)[:4], key=lambda m: likelihood(m, text)[1], default=0)
-    drafted, probabilities, p = [], [], 1.0
-    while best and len(drafted) < budget:
-        token, chance = likelihood(best, text)
-        p *= min(1.0, chance)
-        drafted.append(token)
-        probabilities.append(p)
-        text = text[len(text) - best :] + [token]
-        best = naive.index_match(rows, text)
-    return drafted, probabilities
-
-
 @given(strategies.corpora(), st.data())
 @settings(max_examples=120, deadline=None)
 def test_equals_naive(tmp_path_factory, rows, data):
     text = data.draw(strategies.queries(rows))
     # Beyond, fewer contexts are looked at.
-    assume(naive.index_match(rows, text) <= SHORTENED)
+    assume(naive.index_match(rows, text) <= SUFFIXES_TRIED)
     folder = create(tmp_path_factory.mktemp("index") / "i", rows)
     drafter = make_drafter("corpus", {"index": folder, "max_tokens": 5, **EAGER})
     slots = drafter.open(*ragged([text]))

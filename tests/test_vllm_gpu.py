@@ -3,8 +3,8 @@
 Real here: vLLM's plug-in call, `init_speculator`, `SpeculativeConfig`, `InputBatch`, `BaseSpeculator`, and
 `RequestState` on its own fall-back for machines without pinned memory. Stood in for, and named so: the one Triton
 kernel that applies staged writes, the runner that commits tokens, and the rest of `VllmConfig`. Our CUDA kernels run
-under Numba's simulator, which must be chosen before numba.cuda is imported: these tests run themselves again in a
-process of its own.
+under Numba's simulator, which must be chosen before numba.cuda is imported and calls Python functions only: these
+tests run themselves again in a process of its own, in which Numba compiles nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 
 import naive_scan
 import pytest
+from small_index import create
 
 from freedraft.integrations.vllm.gpu import install
 
@@ -100,7 +101,7 @@ if not SIMULATED:
     def test_the_speculator_with_vllm_under_the_simulator():
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "simulated", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"},
             cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
@@ -342,6 +343,30 @@ else:
         expected = [runner.expected(name, longest=3, shortest=2, least=0.5) for name in ("a", "b")]
         assert expected == [[1] * K, [4, 3, 3, 3]]
         assert runner.propose(["a", "b"]).tolist() == expected
+
+    def test_simulated_indexes_are_drafted_from_where_they_expect_more(vllm_classes, states, tmp_path):
+        folder = create(tmp_path / "i", [[20, 21, 22, 23, 24, 25]] * 9)
+        runner = RunnerStandIn(
+            vllm_classes, states, vllm_classes.make({"freedraft": {"gpu": {"index": folder}}}, states)
+        )
+        runner.add("known", [20, 21, 22])
+        runner.add("own", [1, 2, 3, 1, 2])
+        assert runner.propose(["known", "own"]).tolist() == [[23, 24, 25, 22], [3, 1, 2, 3]]
+        assert runner.speculator.counts[:2].tolist() == [3, K]
+        runner.commit("known", 23, 24)
+        assert runner.propose(["own", "known"]).tolist() == [[3, 1, 2, 3], [25, 24, 24, 24]]
+
+    def test_simulated_an_index_that_cannot_be_used_ends_the_start(vllm_classes, states, tmp_path, monkeypatch):
+        from freedraft.retrieval.cuda import corpus_on_gpu
+        from freedraft.retrieval.errors import CapacityError
+        from freedraft.retrieval.index.errors import NotFoundError
+
+        with pytest.raises(NotFoundError, match="no index there"):
+            vllm_classes.make({"freedraft": {"gpu": {"index": str(tmp_path)}}}, states)
+        folder = create(tmp_path / "i", [[1, 2, 3]])
+        monkeypatch.setattr(corpus_on_gpu, "free_bytes", lambda: 1)
+        with pytest.raises(CapacityError, match="gpu_memory_utilization"):
+            vllm_classes.make({"freedraft": {"gpu": {"index": folder}}}, states)
 
     @pytest.mark.parametrize(
         ("given", "message"),

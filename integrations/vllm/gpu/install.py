@@ -50,12 +50,15 @@ def make_speculator(original: type, *arguments: Any, **options: Any) -> Any:
 
     Raises:
         ConfigError: freedraft is configured, and wrongly.
+        CorpusIndexError: an index that it names is missing or damaged, or was built with another tokenizer.
+        CapacityError: the indexes do not fit into the device's free memory.
     """
     vllm_config = arguments[0] if arguments else options.get("vllm_config")
     if not is_configured(vllm_config):
         return original(*arguments, **options)
     from freedraft.integrations.vllm.gpu.expected import KNOWN, departures, installed_version
-    from freedraft.retrieval.errors import ConfigError
+    from freedraft.retrieval.errors import CapacityError, ConfigError
+    from freedraft.retrieval.index.errors import CorpusIndexError
 
     try:
         unlike = departures(original, *arguments, **options)
@@ -70,7 +73,7 @@ def make_speculator(original: type, *arguments: Any, **options: Any) -> Any:
         from freedraft.integrations.vllm.gpu.speculator import ScanSpeculator
 
         return ScanSpeculator(*arguments, **options)
-    except ConfigError:
+    except (ConfigError, CorpusIndexError, CapacityError):
         raise
     except Exception as error:
         logger.warning(

@@ -20,10 +20,24 @@ class GpuSettings(Settings):
     longest_match: int = Field(64, ge=1, le=4096, description="Longer matches count as this long.")
     shortest_match: int = Field(1, ge=1, le=4096, description="Shorter matches do not count.")
     least_probability: float = Field(0.0, ge=0, le=1, description="A draft ends before a less probable token.")
+    index: str | list[str] | None = Field(
+        None, description="Folder of an index, or several, to upload to the GPU and draft from as well."
+    )
+    index_match: int = Field(
+        2, ge=1, le=2**20, description="Draft from an index after a suffix of so many tokens that it knows."
+    )
+    tokenizer: str | None = Field(
+        None, description="The model's tokenizer.json, or its folder: indexes of another one are refused."
+    )
+
+    @property
+    def rules(self) -> Rules:
+        """The limits of the search."""
+        return Rules(self.longest_match, self.shortest_match, least=self.least_probability)
 
 
-def rules_from(given: Any) -> Rules:
-    """The rules of the scan, from what `additional_config["freedraft"]` holds.
+def gpu_settings(given: Any) -> GpuSettings:
+    """The settings, from what `additional_config["freedraft"]` holds.
 
     Raises:
         ConfigError: not a mapping, an unknown key in `gpu`, or a bad value.
@@ -42,4 +56,4 @@ def rules_from(given: Any) -> Rules:
     others = sorted({*given} - {"gpu", "config"})
     if others:
         logger.warning("freedraft: ngram_gpu drafts on the GPU; %s do not apply there", ", ".join(others))
-    return Rules(settings.longest_match, settings.shortest_match, least=settings.least_probability)
+    return settings

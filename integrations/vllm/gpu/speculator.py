@@ -13,18 +13,20 @@ import torch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from freedraft.integrations.vllm.gpu.arrays import Streams, as_array, select_device
-from freedraft.integrations.vllm.gpu.settings import rules_from
+from freedraft.integrations.vllm.gpu.settings import gpu_settings
+from freedraft.plugins.indexes import open_segments
+from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
 from freedraft.retrieval.cuda.on_gpu import DeviceScan
 
 logger = logging.getLogger("freedraft")
 
 
 class ScanSpeculator(BaseSpeculator):
-    """Drafts by an exhaustive scan of each request's tokens.
+    """Drafts by an exhaustive scan of each request's tokens, and from indexes if any are named.
 
-    It keeps nothing of a request between steps, so a slot may change its owner at any time. A step is two small
-    copies and two launches; nothing waits for the device and nothing is allocated. Every rank of a tensor-parallel
-    group computes the same drafts, as the V2 runner wants.
+    Of a request it keeps between steps where its text is in the indexes, and sees when a slot has changed its owner. A
+    step is two small copies, two launches, and one more for each segment of an index; nothing waits for the device and
+    nothing is allocated. Every rank of a tensor-parallel group computes the same drafts, as the V2 runner wants.
 
     Attributes:
         drafts: int64 `(max_num_reqs, K)` on the device; the last step's drafts.
@@ -41,8 +43,11 @@ class ScanSpeculator(BaseSpeculator):
 
         Raises:
             ConfigError: bad settings.
+            CorpusIndexError: an index is missing or damaged, or was built with another tokenizer.
+            CapacityError: the device has too little free memory for the indexes.
         """
-        self.rules = rules_from(vllm_config.additional_config["freedraft"])
+        settings = gpu_settings(vllm_config.additional_config["freedraft"])
+        self.rules = settings.rules
         self.vllm_config = vllm_config
         self.speculative_config = vllm_config.speculative_config
         self.device = device
@@ -53,6 +58,8 @@ class ScanSpeculator(BaseSpeculator):
         select_device(device)
         slots, width = req_states.all_token_ids.gpu.shape
         self._scan = DeviceScan(slots, width, threads=8 if device.type == "cpu" else 256)
+        segments = open_segments(settings.index, settings.tokenizer)
+        self._corpus = DeviceCorpus(segments, slots, slots, settings.index_match) if segments else None
         self._streams = Streams(device)
         self._rows = torch.zeros(slots, dtype=torch.int64, device=device)
         self._active = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -64,10 +71,12 @@ class ScanSpeculator(BaseSpeculator):
         # The first launch compiles; the row that it drafts for is inactive.
         self._launch(1, self.num_speculative_steps)
         logger.info(
-            "freedraft: drafting on the GPU in the place of vLLM's n-gram kernel: %d requests of %d tokens, %d drafts",
+            "freedraft: drafting on the GPU in the place of vLLM's n-gram kernel: %d requests of %d tokens, %d drafts, "
+            "%d MiB of indexes",
             slots,
             width,
             self.num_speculative_steps,
+            0 if self._corpus is None else self._corpus.bytes >> 20,
         )
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
@@ -130,7 +139,10 @@ class ScanSpeculator(BaseSpeculator):
     def _launch(self, requests: int, wanted: int) -> None:
         rules = self.rules if wanted >= self.num_speculative_steps else replace(self.rules, budget=max(0, wanted))
         inputs, outputs = self._arrays(requests)
-        self._scan.launch(inputs, outputs, rules, self._streams.current())
+        stream = self._streams.current()
+        self._scan.launch(inputs, outputs, rules, stream)
+        if self._corpus is not None:
+            self._corpus.launch(inputs, outputs, rules, stream)
 
     def _arrays(self, requests: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The kernels' arguments, kept for each batch size: wrapping a tensor costs more than a launch."""
