@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from freedraft.plugins.base import Drafter, Drafts, Feedback, TakesReference
+from freedraft.plugins.base import Drafter, Drafts, Feedback, KeepsReplies, TakesReference
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64
 
@@ -107,10 +107,21 @@ class Guard:
         return Drafts(drafts.tokens, drafts.parents, drafts.probability, drafts.source, offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
-        """As `Drafter.observe`; never raises. Skipped when any of the slots is retired."""
+        """As `Drafter.observe`, of the slots that are not retired; never raises."""
         with self._lock:
-            if self.feedback and not self.retired(slots).any():
-                self._ran(lambda: self.drafter.observe(self._inner[slots], feedback))
+            live = ~self.retired(slots)
+            if not self.feedback or not live.any():
+                return
+            told = feedback if live.all() else _feedback_of(feedback, live)
+            self._ran(lambda: self.drafter.observe(self._inner[slots[live]], told))
+
+    def end_reply(self, slots: Int64) -> None:
+        """As `KeepsReplies.end_reply`, of the slots that are not retired; never raises."""
+        with self._lock:
+            drafter = self.drafter
+            live = slots[~self.retired(slots)]
+            if isinstance(drafter, KeepsReplies) and len(live):
+                self._ran(lambda: drafter.end_reply(self._inner[live]))
 
     def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
         """As `TakesReference.refer`; never raises. Skipped when any of the slots is retired."""
@@ -163,6 +174,20 @@ class Guard:
             if self.errors == 1 and not self.silent:
                 logger.exception("freedraft: the drafter failed; decoding goes on without its drafts (logged once)")
             return None
+
+
+def _feedback_of(feedback: Feedback, rows: NDArray[np.bool_]) -> Feedback:
+    """The feedback of some of its rows."""
+    lengths = np.diff(feedback.offsets)
+    positions = np.repeat(rows, lengths)
+    offsets = np.zeros(int(rows.sum()) + 1, np.int64)
+    np.cumsum(lengths[rows], out=offsets[1:])
+    return Feedback(
+        feedback.accepted[rows],
+        offsets,
+        None if feedback.argmax is None else feedback.argmax[positions],
+        None if feedback.top_k is None else feedback.top_k[positions],
+    )
 
 
 def _checked_slots(slots: Int64, rows: int) -> Int64:

@@ -164,3 +164,12 @@ class TakesReference(Protocol):
     def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
         """Give sequences that have had no draft yet such a text each, ragged int32; an empty one is none."""
         ...
+
+
+@runtime_checkable
+class KeepsReplies(Protocol):
+    """A drafter for which replies are more than the text of their own sequence: a source for others, say."""
+
+    def end_reply(self, slots: Int64) -> None:
+        """The replies in these sequences are complete: what is appended next is the user's, until the next draft."""
+        ...

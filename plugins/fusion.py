@@ -111,8 +111,8 @@ class Fusion:
 
     Peers take the longest match, or the best score, or give each source a share. Here the nested contexts of all texts
     are mixed into one probability for each candidate (see `mixing`), learnt online from every token that is committed
-    after a sequence's first draft; what came before that is its prompt. Texts: the sequence's own, earlier replies, the
-    documents of indexes, and a reference that a request brings (`refer`).
+    after a sequence's first draft; what came before that is its prompt, and so is what comes after `end_reply`. Texts:
+    the sequence's own, earlier replies, the documents of indexes, and a reference that a request brings (`refer`).
 
     Raises:
         ConfigError: a file of `learnt` that is none; a `capture` that cannot be, see `open_capture`.
@@ -271,8 +271,8 @@ class Fusion:
         offsets = as_offsets(feedback.offsets, len(ranked), len(slots))
         observe_batch(self._rankings, self._judged.considered, slots, ranked, offsets)
 
-    def close(self, slots: Int64) -> None:
-        """As `Drafter.close`; the replies become a source for others. Errors as `SuffixAutomata.close`."""
+    def end_reply(self, slots: Int64) -> None:
+        """As `KeepsReplies.end_reply`: the replies become a source for others. Errors as `SuffixAutomata.close`."""
         self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it
         if len(np.unique(slots)) != len(slots):
             raise InputError(f"slots: expected distinct ones, got {slots}")
@@ -287,12 +287,18 @@ class Fusion:
                     if start != NOT_STARTED
                 ]
             )
-        references = self._places.reference[slots]
-        self._places.reference[slots] = NONE
-        self.automata.close(np.concatenate([slots, references[references != NONE]]))
+        self._judged.started[slots] = NOT_STARTED
+        self._judged.considered[slots] = 0
         if self.responses.rotate():
             self._places.others[:, 1] = self._places.others[:, 0]
             self._places.others[:, 0] = self.responses.beginning[0]
+
+    def close(self, slots: Int64) -> None:
+        """As `Drafter.close`, and `end_reply`."""
+        self.end_reply(slots)
+        references = self._places.reference[slots]
+        self._places.reference[slots] = NONE
+        self.automata.close(np.concatenate([slots, references[references != NONE]]))
 
     def save(self, path: str | Path) -> None:
         """Write what the predictor has learnt to a file; no text, and no token, is in it."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_index import create
 
-from freedraft.plugins.base import Source, TakesReference
+from freedraft.plugins.base import KeepsReplies, Source, TakesReference
 from freedraft.plugins.registry import make_drafter
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.index.errors import NotFoundError, TokenizerMismatchError
@@ -27,6 +27,43 @@ def fusion(**options):
 
 def budgets(count, each=8):
     return np.full(count, each, np.int32)
+
+
+class TestEndReply:
+    def test_the_reply_is_a_source_and_the_next_message_is_none(self):
+        made = fusion()
+        assert isinstance(made, KeepsReplies)
+        slots = made.open(*ragged([PROMPT]))
+        made.draft(slots, budgets(1))
+        reply, message = EXPECTED[:20], EXPECTED[20:]
+        made.extend(slots, *ragged([reply]))
+        made.end_reply(slots)
+        made.extend(slots, *ragged([message]))
+        others = made.open(*ragged([[1, *reply[:8]], [2, *message[:8]]]))
+        drafts = made.draft(others, budgets(2))
+        assert drafts.tokens[drafts.row(0)].tolist() == reply[8:16]
+        assert not len(drafts.tokens[drafts.row(1)])
+        made.draft(slots, budgets(1))
+        made.extend(slots, *ragged([PROMPT[:20]]))
+        made.close(np.concatenate([slots, others]))
+        again = made.open(*ragged([[2, *message[:8]], [1, *PROMPT[:8]]]))
+        drafts = made.draft(again, budgets(2))
+        assert not len(drafts.tokens[drafts.row(0)])
+        assert drafts.tokens[drafts.row(1)].tolist() == PROMPT[8:16]
+
+    def test_a_reply_is_kept_once(self):
+        made = fusion()
+        kept = []
+        slots = made.open(*ragged([PROMPT]))
+        made.end_reply(slots)  # none has begun
+        kept.append(made.automata.lengths(made.responses.slots[:1])[0])
+        made.draft(slots, budgets(1))
+        made.extend(slots, *ragged([EXPECTED]))
+        made.end_reply(slots)
+        made.end_reply(slots)
+        made.close(slots)
+        kept.append(made.automata.lengths(made.responses.slots[:1])[0])
+        assert kept == [0, len(EXPECTED) + 1]  # and a separator
 
 
 class TestReference:

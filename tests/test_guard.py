@@ -156,6 +156,32 @@ def test_observe() -> None:
     assert not guard.retired(slots).any()
 
 
+def test_what_concerns_a_lost_sequence_is_left_out() -> None:
+    class Asking(FailsFor):
+        feedback: ClassVar[frozenset[Any]] = frozenset({"accepted", "argmax", "top_k"})
+
+        def end_reply(self, slots: Any) -> None:
+            self.calls.append(("end_reply", slots.tolist()))
+
+    inner = Asking(ends_with(2).propose)
+    guard = Guard(inner)
+    slots = guard.open(*ragged([[1], [2], [3]]))
+    guard.extend(slots[[1]], *ragged([[13]]))
+    rankings = np.arange(12, dtype=np.int32).reshape(6, 2)
+    told = Feedback(np.array([0, 1, 2], np.int32), np.array([0, 1, 3, 6]), rankings[:, 0].copy(), rankings)
+    guard.observe(slots, told)
+    (seen,) = (details for method, details in inner.calls if method == "observe")
+    assert seen.accepted.tolist() == [0, 2]
+    assert seen.offsets.tolist() == [0, 1, 4]
+    assert seen.argmax.tolist() == [0, 6, 8, 10]
+    assert seen.top_k.tolist() == [[0, 1], [6, 7], [8, 9], [10, 11]]
+    guard.end_reply(slots)
+    assert inner.calls[-1] == ("end_reply", [7, 9])
+    guard.observe(slots[[1]], Feedback(np.array([0], np.int32), np.array([0, 1])))
+    guard.end_reply(slots[[1]])
+    assert inner.calls[-1] == ("end_reply", [7, 9])
+
+
 def test_a_drafter_that_wants_no_feedback_is_not_told() -> None:
     inner = ends_with(1)
     guard = Guard(inner)

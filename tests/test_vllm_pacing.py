@@ -8,20 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from drafters import Scripted
-from test_vllm_proposer import Batch, vllm_config, with_drafter
+from vllm_stand_in import OUTSIDE, Batch, vllm_config, with_drafter
 
 from freedraft.integrations.vllm import Proposer
 from freedraft.integrations.vllm import pacing as vllm_pacing
-from freedraft.integrations.vllm.metrics import OWN_FOLDER, VLLM_FOLDER
 from freedraft.integrations.vllm.statistics import Statistics, describe
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.config import ENVIRONMENT_VARIABLE
 from freedraft.plugins.pacing import Pacer, StepTime
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (ENVIRONMENT_VARIABLE, OWN_FOLDER, VLLM_FOLDER):
+    for variable in OUTSIDE:
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -53,7 +51,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> tuple[Proposer, Noting]:
     noting = Noting()
     assert asked._drafting is not None
     ticks = iter(range(1000))
-    asked._drafting._pacing = vllm_pacing.StepPacing(noting, 64, 8, clock=lambda: float(next(ticks)))
+    asked._drafting._pacing = vllm_pacing.StepPacing(noting, clock=lambda: float(next(ticks)))
     return asked, noting
 
 
@@ -66,6 +64,17 @@ def test_steps_are_timed_by_what_they_verified(told: tuple[Proposer, Noting]) ->
     batch.commit(asked, [1], [1])
     assert noting.steps_told == [(6, 1.0), (6, 1.0)]
     assert noting.sequences == [2, 2, 2]
+
+
+def test_a_step_with_a_message_of_the_users_in_it_is_not_timed(told: tuple[Proposer, Noting]) -> None:
+    asked, noting = told
+    batch = Batch([1], [1])
+    batch.commit(asked, [2], [2])
+    batch.texts[0] += [7, 8]
+    batch.commit(asked, [3], [3])
+    assert noting.steps_told == []
+    batch.commit(asked, [3], [3])
+    assert len(noting.steps_told) == 1
 
 
 def test_steps_with_a_prompt_in_them_are_not_timed(told: tuple[Proposer, Noting]) -> None:
@@ -125,7 +134,7 @@ def test_plain_steps_come_first_and_then_drafts(monkeypatch: pytest.MonkeyPatch)
     pacer = asked._drafting._pacer
     assert pacer is not None
     now = [0.0]
-    asked._drafting._pacing = vllm_pacing.StepPacing(pacer, 64, 8, clock=lambda: now[0])
+    asked._drafting._pacing = vllm_pacing.StepPacing(pacer, clock=lambda: now[0])
     batch = Batch([4])
     lengths = []
     verified = 0
@@ -153,12 +162,12 @@ def test_a_failure_of_our_own_leaves_the_pacer(monkeypatch: pytest.MonkeyPatch) 
     asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [1][:budget]), {"pacing": "on"})
     assert asked._drafting is not None
     pacer = asked._drafting._pacer
-    asked._drafting._abandon()
+    assert asked.propose([[1]], "nonsense", np.zeros((1, 1), np.int32)) == [[]]
     assert asked._drafting._pacing is not None
     assert asked._drafting._pacing.pacer is pacer
     batch = Batch([4])
     batch.commit(asked, [5])
-    assert asked.statistics.errors == 0
+    assert asked.statistics.errors == 1
 
 
 def test_the_line_of_statistics_tells_what_was_withheld() -> None:

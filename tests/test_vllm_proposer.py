@@ -5,199 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from drafters import MALFORMED, Malformed, Raising, Scripted, chain, copying
+from drafters import Scripted, copying
+from vllm_stand_in import OUTSIDE, Batch, vllm_config, with_drafter
 
 from freedraft.integrations.vllm import Proposer, metrics, plugin, proposer
-from freedraft.integrations.vllm.chains import likeliest_chains
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics, describe, source_name
-from freedraft.plugins.base import Drafts, Source
+from freedraft.plugins.base import Source
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE
 from freedraft.retrieval.errors import ConfigError, UnsupportedError
-
-ROWS, WIDTH, VOCABULARY, LONGEST = 4, 64, 1000, 5
 
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (ENVIRONMENT_VARIABLE, metrics.OWN_FOLDER, metrics.VLLM_FOLDER):
+    for variable in OUTSIDE:
         monkeypatch.delenv(variable, raising=False)
-
-
-def vllm_config(freedraft: Any = None, **model: Any) -> Any:
-    """What the proposer reads of vLLM's configuration."""
-    return SimpleNamespace(
-        model_config=SimpleNamespace(
-            max_model_len=WIDTH, get_vocab_size=lambda: VOCABULARY, served_model_name="smol", **model
-        ),
-        speculative_config=SimpleNamespace(num_speculative_tokens=LONGEST),
-        scheduler_config=SimpleNamespace(max_num_seqs=ROWS),
-        parallel_config=SimpleNamespace(data_parallel_index=0),
-        additional_config={} if freedraft is None else {"freedraft": freedraft},
-    )
-
-
-def with_drafter(monkeypatch: pytest.MonkeyPatch, drafter: Any, freedraft: Any = None) -> Proposer:
-    """A proposer over this drafter; its rehearsal gets another."""
-    made = iter([drafter, Scripted()])
-    monkeypatch.setattr(proposer, "drafter_from_config", lambda config: next(made))
-    return Proposer(vllm_config(freedraft))
-
-
-class Batch:
-    """Rows of text, as vLLM holds them."""
-
-    def __init__(self, *texts: list[int]) -> None:
-        self.texts = [list(text) for text in texts]
-        self.tokens = np.full((ROWS, WIDTH), 999, np.int32)
-        self.length = np.full(ROWS, WIDTH, np.int32)
-
-    def commit(self, to: Proposer, *new: list[int]) -> list[list[int]]:
-        for i, tokens in enumerate(new):
-            self.texts[i] += tokens
-            self.length[i] = len(self.texts[i])
-            self.tokens[i, : self.length[i]] = self.texts[i]
-        before = self.tokens.copy()
-        drafts = to.propose(list(new), self.length, self.tokens, slot_mappings=None)
-        np.testing.assert_array_equal(self.tokens, before)
-        assert type(drafts) is list
-        assert len(drafts) == len(new)
-        for row, draft in zip(new, drafts, strict=True):
-            assert type(draft) is list
-            assert all(type(token) is int for token in draft)
-            assert len(draft) <= LONGEST
-            assert row or not draft
-        return drafts
-
-
-def test_each_row_gets_the_draft_of_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [text[-1] + 1, len(text)]))
-    batch = Batch([10, 11], [20], [30, 31, 32])
-    assert batch.commit(asked, [1], [2], [3]) == [[2, 3], [3, 2], [4, 4]]
-    assert batch.commit(asked, [5, 6], [7], [8]) == [[7, 5], [8, 3], [9, 5]]
-
-
-def test_a_row_without_new_tokens_gets_no_draft_and_its_prompt_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Scripted(lambda text, budget: [7])
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1, 2, 3], [4, 5, 6])
-    assert batch.commit(asked, [], [8]) == [[], [7]]
-    assert sorted(drafter.texts.values()) == [[1, 2, 3], [4, 5, 6, 8]]
-    assert batch.commit(asked, [9], []) == [[7], []]
-
-
-def test_the_default_drafter_drafts_what_repeats() -> None:
-    assert Proposer(vllm_config()).pacing is not None
-    asked = Proposer(vllm_config({"pacing": "off"}))
-    text = list(range(100, 120))
-    batch = Batch(text + text[:10])
-    assert batch.commit(asked, [110]) == [[111, 112, 113, 114, 115]]
-
-
-def test_no_draft_is_longer_than_asked_for_or_reaches_the_end_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    budgets: list[int] = []
-
-    def greedy(text: list[int], budget: int) -> list[int]:
-        budgets.append(budget)
-        return [1] * budget
-
-    asked = with_drafter(monkeypatch, Scripted(greedy))
-    batch = Batch([3] * (WIDTH - 10))
-    lengths = [len(batch.commit(asked, [4])[0]) for _ in range(10)]
-    # 55 of 64 places are taken at first; a draft of n tokens is followed by one of the target's own.
-    assert lengths == [5, 5, 5, 5, 4, 3, 2, 1, 0, 0]
-    assert 0 not in budgets
-
-
-def test_long_prompts_are_taken_in_over_steps_and_drafted_for_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Scripted(lambda text, budget: [len(text)])
-    asked = with_drafter(monkeypatch, drafter, {"vllm": {"step_tokens": 20}})
-    batch = Batch([5] * 49, [6] * 3)
-    assert batch.commit(asked, [1], [1]) == [[], [4]]
-    assert batch.commit(asked, [1], [1]) == [[], [5]]
-    assert batch.commit(asked, [1], [1]) == [[52], [6]]
-    sizes = [len(tokens) for method, tokens in drafter.calls if method == "extend"]
-    assert max(sizes) <= 20
-    assert sum(sizes) == 52 + 6
-
-
-def test_a_request_that_ends_is_closed_and_one_that_moves_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Scripted(lambda text, budget: text[:2])
-    asked = with_drafter(monkeypatch, drafter, {"vllm": {"idle_sequences": 0}})
-    batch = Batch([1, 1], [2, 2], [3, 3])
-    batch.commit(asked, [4], [4], [4])
-    batch.texts = [batch.texts[2], batch.texts[1]]
-    assert batch.commit(asked, [5], [5]) == [[3, 3], [2, 2]]
-    assert drafter.closed == [[1, 1, 4]]
-    assert sorted(drafter.texts.values()) == [[2, 2, 4, 5], [3, 3, 4, 5]]
-
-
-@pytest.mark.parametrize("build", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_draft_is_no_draft(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = with_drafter(monkeypatch, Malformed(build))
-    batch = Batch([1, 2])
-    assert batch.commit(asked, [3]) == [[]]
-    assert asked.statistics.errors == 1
-
-
-def test_a_drafter_that_raises_costs_drafts_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    drafter = Raising(Scripted(lambda text, budget: [len(text)]), 0.2, spared=("close",))
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1], [2], [3])
-    with caplog.at_level(logging.ERROR, "freedraft"):
-        answers = [batch.commit(asked, [4], [5], [6]) for _ in range(60)]
-    for i, rows in enumerate(answers):
-        assert all(draft in ([], [i + 2]) for draft in rows)
-    assert sum(map(len, (draft for rows in answers for draft in rows))) > 30
-    assert asked.statistics.errors == drafter.raised > 0
-    assert [record.exc_info is not None for record in caplog.records] == [True]
-
-
-def test_a_drafter_that_always_raises_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Raising(Scripted(), 1.0)
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1])
-    for _ in range(WIDTH - 2):
-        assert batch.commit(asked, [4]) == [[]]
-    assert 4 <= asked.statistics.errors <= 10
-
-
-def test_a_failure_of_our_own_is_survived(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    drafter = Scripted(lambda text, budget: [len(text)])
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1, 2], [3])
-    batch.commit(asked, [4], [4])
-    with caplog.at_level(logging.ERROR, "freedraft"):
-        assert asked.propose([[1]] * 2, "nonsense", batch.tokens) == [[], []]
-        assert asked.propose([[1]] * (ROWS + 1), batch.length, batch.tokens) == [[]] * (ROWS + 1)
-    assert len(caplog.records) == 1
-    assert asked.statistics.errors == 2
-    assert batch.commit(asked, [5], [5]) == [[4], [3]]
-    assert sorted(drafter.texts.values()) == [[1, 2, 4, 5], [3, 4, 5]]
-
-
-def test_drafters_that_want_it_are_told_what_was_accepted_before_the_text_grows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drafter = Scripted(lambda text, budget: [8, 8, 8])
-    drafter.feedback = frozenset({"accepted"})
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1], [2], [3])
-    batch.commit(asked, [4], [4], [])
-    drafter.calls.clear()
-    batch.commit(asked, [8, 8, 5], [6], [7])
-    told = [details for method, details in drafter.calls if method == "observe"]
-    assert [feedback.accepted.tolist() for feedback in told] == [[2, 0]]
-    assert told[0].offsets.tolist() == [0, 4, 8]
-    assert [method for method, _ in drafter.calls] == ["observe", "extend", "draft"]
 
 
 def test_a_drafter_that_wants_what_this_vllm_does_not_tell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,51 +105,62 @@ def test_bad_options_are_refused_with_the_path_to_them(options: Any, message: st
 # Kernels
 
 
-def test_kernels_are_compiled_before_the_first_request(caplog: pytest.LogCaptureFixture) -> None:
-    from freedraft.integrations.vllm import chains, ledger, matching
+COMPILED_LATE = """
+import sys
+from unittest import mock
 
+import numba
+from numba.core.dispatcher import Dispatcher
+from vllm_stand_in import Batch, vllm_config
+
+from freedraft.integrations.vllm import tap
+from freedraft.integrations.vllm.proposer import Proposer
+
+def signatures():
+    modules = [module for name, module in sys.modules.items() if name.startswith("freedraft.")]
+    found = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
+    return {kernel.py_func.__qualname__: len(kernel.signatures) for kernel in found}
+
+options = {options}
+with mock.patch.object(tap, "LogitsTap", tap.MadeUpRankings), mock.patch("{proposer}.LogitsTap", tap.MadeUpRankings):
+    asked = Proposer(vllm_config(options))
+ready = signatures()
+batch = Batch([1, 2, 3, 4, 1, 2], [5, 5, 5], [7])
+for step in range(30):
+    batch.commit(asked, [3 + step % 4], [5, 5] if step % 7 == 0 else [5], [] if step < 3 else [step % 4])
+batch.texts[0] += [9, 9, 8]
+batch.commit(asked, [5], [6], [7])
+batch.texts = batch.texts[:1]
+for _ in range(12):
+    batch.commit(asked, [1])
+assert asked.statistics.errors == 0
+print(sorted(name for name, count in signatures().items() if count != ready.get(name, 0)))
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pacing": "off"},
+        {"drafter": "suffix_automaton"},
+        {"drafter": "prompt_lookup", "pacing": "on"},
+        {"recycling": True},
+        {"drafter": "token_recycling"},
+    ],
+    ids=str,
+)
+def test_kernels_are_compiled_before_the_first_request(options: Any) -> None:
+    """In a process of its own: in this one, other tests have compiled them."""
+    code = COMPILED_LATE.replace("{options}", repr(options)).replace("{proposer}", proposer.__name__)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr
+
+
+def test_the_start_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "freedraft"):
-        asked = Proposer(vllm_config())
+        Proposer(vllm_config())
     assert "drafter fusion, up to 5 tokens a step; kernels ready in" in caplog.text
-    kernels = [
-        getattr(module, name)
-        for module in (chains, ledger, matching)
-        for name in vars(module)
-        if hasattr(getattr(module, name), "signatures")
-    ]
-    compiled = {kernel: len(kernel.signatures) for kernel in kernels}
-    batch = Batch([1, 2, 3, 4, 1, 2], [5, 5, 5], [7])
-    batch.commit(asked, [3], [5, 5], [])
-    batch.commit(asked, [4, 1], [5], [8])
-    batch.texts = [batch.texts[1]]
-    batch.commit(asked, [5])
-    assert {kernel: len(kernel.signatures) for kernel in kernels} == compiled
-    assert asked.statistics.errors == 0
-    assert asked.statistics.steps == 3
-
-
-def test_a_chain_passes_through_unchanged_and_a_tree_gives_its_likeliest_branch() -> None:
-    tree = Drafts(
-        np.array([10, 11, 12, 13, 14, 20, 21, 30], np.int32),
-        np.array([-1, 0, -1, 2, 2, -1, 0, -1], np.int32),
-        np.array([0.4, 0.39, 0.5, 0.1, 0.2, 0.9, 0.8, 0.3], np.float32),
-        np.array([0, 0, 1, 0, 1, 2, 3, 4], np.uint8),
-        np.array([0, 5, 5, 7, 8], np.int64),
-    )
-    chains, nodes = likeliest_chains(tree)
-    assert nodes.tolist() == [2, 4, 0, 1, 0]
-    assert chains.tokens.tolist() == [12, 14, 20, 21, 30]
-    assert chains.parents.tolist() == [-1, 0, -1, 0, -1]
-    assert chains.probability.tolist() == pytest.approx([0.5, 0.2, 0.9, 0.8, 0.3])
-    assert chains.source.tolist() == [1, 1, 2, 3, 4]
-    assert chains.offsets.tolist() == [0, 2, 2, 4, 5]
-    straight = chain(list(range(40)))
-    chains, nodes = likeliest_chains(straight)
-    assert nodes.tolist() == list(range(40))
-    assert chains.tokens.tolist() == list(range(40))
-    assert chains.parents.tolist() == list(range(-1, 39))
-    assert chains.offsets.tolist() == [0, 40]
-    assert likeliest_chains(Drafts.empty(3))[0].rows == 3
 
 
 # Statistics
@@ -413,6 +253,22 @@ def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPa
     assert seen["freedraft:errors_total", labels] == 0
     assert seen["freedraft:draft_tokens_total", (*labels, ("source", "other"))] == 4
     assert seen["freedraft:draft_seconds_total", labels] > 0
+
+
+def test_a_damaged_file_costs_our_metrics_and_not_vllms(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
+    (tmp_path / "counter_1-freedraft0.db").write_bytes(b"")
+    registry = CollectorRegistry()
+    Counter("vllms_own", "Something.", registry=registry).inc()
+    registry.register(metrics.Collector())
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        for _ in range(2):
+            assert "vllms_own_total 1.0" in generate_latest(registry).decode()
+    assert len(caplog.records) == 1
 
 
 def test_with_several_api_servers_vllms_own_folder_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

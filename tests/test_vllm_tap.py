@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from drafters import Scripted
-from test_vllm_proposer import Batch, with_drafter
+from vllm_stand_in import Batch, with_drafter
 
-from freedraft.integrations.vllm import tap
-from freedraft.integrations.vllm.feedback import Asked
+from freedraft.integrations.vllm import proposer, tap
+from freedraft.integrations.vllm.feedback import ranked_feedback
+from freedraft.integrations.vllm.last_drafts import LastDrafts
+from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.integrations.vllm.tap import LogitsTap, Ranked
 from freedraft.plugins.base import Drafts
 
@@ -117,49 +119,82 @@ def ints(*values: int) -> Any:
     return np.array(values, np.int64)
 
 
-class TestAsked:
-    def told(self, asked: Asked, shown: Ranked, previous: Any, length: Any, new: Any, sequences: Any) -> Any:
-        who, feedback = asked.feedback(
-            frozenset({"argmax", "top_k"}), shown, sequences, previous, np.array(length, np.int32), new
+class TestFeedback:
+    def told(self, last: LastDrafts, shown: Ranked, previous: Any, length: Any, new: Any, sequences: Any) -> Any:
+        ready = np.ones(8, np.bool_)
+        ready[7] = False
+        who, feedback = ranked_feedback(
+            frozenset({"argmax", "top_k"}),
+            shown,
+            last.notes,
+            ready,
+            sequences,
+            previous,
+            np.array(length, np.int32),
+            new,
         )
         return who.tolist(), feedback
 
+    def noted(self, sequences: Any = (), given: Any = (0,), asked: Any = (0,), nodes: Any = ()) -> LastDrafts:
+        """Drafts of as many tokens as `nodes`; `given` and `asked` are offsets."""
+        last = LastDrafts(8, 8, Statistics())
+        size = given[-1]
+        chains = Drafts(
+            np.zeros(size, np.int32),
+            np.zeros(size, np.int32),
+            np.ones(size, np.float32),
+            np.zeros(size, np.uint8),
+            ints(*given),
+        )
+        last.note(ints(*sequences), chains, ints(*asked), np.array(nodes, np.int32), ints(*given))
+        return last
+
     def test_a_branch_of_a_tree_is_told_by_the_nodes_of_the_tree(self) -> None:
-        asked = Asked(4, 8)
         # Of five nodes, 2 and 4 were given to vLLM.
-        asked.note(ints(3), ints(0, 5), np.array([2, 4], np.int32), ints(0, 2))
-        who, feedback = self.told(asked, ranked([1, 2, 3]), ints(10), [12], ints(2), ints(3))
+        last = self.noted([3], [0, 2], [0, 5], [2, 4])
+        who, feedback = self.told(last, ranked([1, 2, 3]), ints(10), [12], ints(2), ints(3))
         assert who == [3]
         assert feedback.accepted.tolist() == [1]
         assert feedback.offsets.tolist() == [0, 6]
         assert feedback.argmax.tolist() == [1, -1, -1, 2, -1, 3]
         assert feedback.top_k.tolist() == [[1, 11], [-1, -1], [-1, -1], [2, 12], [-1, -1], [3, 13]]
 
-    def test_a_chain_that_was_cut_and_rows_without_a_draft(self) -> None:
-        asked = Asked(4, 8)
-        asked.note(ints(0, 2), ints(0, 3, 5), np.array([0, 1, 2, 0, 1], np.int32), ints(0, 3, 5))
+    def test_a_chain_of_which_less_was_verified_and_rows_without_a_draft(self) -> None:
+        last = self.noted([0, 2], [0, 3, 5], [0, 3, 5], [0, 1, 2, 0, 1])
         shown = ranked([1, 2], [3], [4])
-        who, feedback = self.told(asked, shown, ints(5, 6, 7), [6, 7, 8], ints(1, 1, 1), ints(0, 1, 2))
+        who, feedback = self.told(last, shown, ints(5, 6, 7), [6, 7, 8], ints(1, 1, 1), ints(0, 1, 2))
         assert who == [0, 1, 2]
         assert feedback.accepted.tolist() == [0, 0, 0]
         assert feedback.offsets.tolist() == [0, 4, 5, 6]
         assert feedback.argmax.tolist() == [1, 2, -1, -1, 3, 4]
 
     def test_what_is_not_told(self) -> None:
-        asked = Asked(8, 8)
-        shown = ranked([1], [2], [3], [4], [5], [6, 7])
-        # New; in its prompt; missed a step; unknown; known; with a draft that nobody remembers.
-        previous, length, new = ints(0, 4, 5, 6, 7, 8), [9, 4, 8, 7, 8, 9], ints(1, 0, 1, 1, 1, 1)
-        who, feedback = self.told(asked, shown, previous, length, new, ints(0, 1, 2, -1, 4, 5))
+        shown = ranked([1], [2], [3], [4], [5], [6, 7], [8])
+        # In its prompt; missed a step; unknown; known; with a draft that nobody remembers; with text still to come.
+        previous, length, new = ints(9, 4, 5, 6, 7, 8, 8), [9, 4, 8, 7, 8, 9, 9], ints(0, 0, 1, 1, 1, 1, 1)
+        who, feedback = self.told(self.noted(), shown, previous, length, new, ints(0, 1, 2, -1, 4, 5, 7))
         assert who == [4]
         assert feedback.argmax.tolist() == [5]
 
     def test_a_draft_is_told_of_once(self) -> None:
-        asked = Asked(2, 8)
-        asked.note(ints(0), ints(0, 2), np.array([0, 1], np.int32), ints(0, 2))
-        self.told(asked, ranked([1, 2, 3]), ints(5), [6], ints(1), ints(0))
-        who, _ = self.told(asked, ranked([1, 2, 3]), ints(6), [7], ints(1), ints(0))
+        last = self.noted([0], [0, 2], [0, 2], [0, 1])
+        last.note(ints(), Drafts.empty(0), ints(0), np.empty(0, np.int32), ints(0))
+        who, _ = self.told(last, ranked([1, 2, 3]), ints(6), [7], ints(1), ints(0))
         assert who == []
+
+    def test_nothing_is_told_of_a_prompt_that_is_taken_in_piecewise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The rankings are of the end of the text; the drafter is in the middle of it."""
+        drafter = Scripted()
+        monkeypatch.setattr(Scripted, "feedback", frozenset({"top_k"}))
+        monkeypatch.setattr(proposer.Proposer, "_tap_for", lambda *_, **__: tap.MadeUpRankings(2))
+        asked = with_drafter(monkeypatch, drafter, {"vllm": {"step_tokens": 4}})
+        batch = Batch(list(range(9)))
+        held = []
+        for _ in range(6):
+            batch.commit(asked, [5])
+            held.append(sum(name == "observe" for name, _ in drafter.calls))
+        # 10, 11 and 12 tokens at 4 a step: all there after the third, so that the fourth step is told of.
+        assert held == [0, 0, 0, 1, 2, 3]
 
 
 def test_the_drafter_is_told_before_its_text_grows(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:

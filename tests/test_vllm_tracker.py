@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from freedraft.integrations.vllm.fingerprint import fingerprint
-from freedraft.integrations.vllm.matching import EDGE
+from freedraft.integrations.vllm.table import EDGE
 from freedraft.integrations.vllm.tracker import SequenceTracker, Step
 from freedraft.retrieval.errors import InputError
 

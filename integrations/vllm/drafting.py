@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.chains import likeliest_chains
-from freedraft.integrations.vllm.feedback import Asked
-from freedraft.integrations.vllm.ledger import Ledger, Verified
+from freedraft.integrations.vllm.feedback import ranked_feedback
+from freedraft.integrations.vllm.last_drafts import LastDrafts, Verified
 from freedraft.integrations.vllm.pacing import StepPacing
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.integrations.vllm.tap import RankingSource
 from freedraft.integrations.vllm.tracker import SequenceTracker, Step
-from freedraft.plugins.base import Drafter, Feedback
+from freedraft.plugins.base import Drafter, Drafts, Feedback
 from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
@@ -27,13 +28,14 @@ logger = logging.getLogger("freedraft")
 
 NO_TOKENS = np.empty(0, np.int32)
 LONGEST_WAIT = 256
+NEVER = 2**62
 
 
 class BatchDrafting:
     """Drafts for the rows of vLLM's batch; never raises.
 
-    A drafter's failure costs the sequences of that call their state. They are built anew after a pause, which doubles
-    with each failure up to 256 steps and is forgotten after as many without one.
+    A drafter's failure costs the sequences of that call their state, one of our own all sequences. They are built anew
+    after a pause, which doubles with each failure up to 256 steps and is forgotten after as many without one.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class BatchDrafting:
         self._wait = 1
         self._failed_at = 0
         self._retry_at = 0
+        self._idle_until = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -85,11 +88,14 @@ class BatchDrafting:
             idle_tokens=bounds.idle_tokens,
             idle_steps=bounds.idle_steps,
         )
-        self._slots = np.full(self._tracker.capacity, -1, np.int64)
-        self._ledger = Ledger(self._tracker.capacity, self._longest, self.statistics)
-        self._asked = Asked(self._tracker.capacity, self._longest)
+        sequences = self._tracker.capacity
+        self._slots = np.full(sequences, -1, np.int64)
+        self._held = np.zeros(sequences, np.int64)
+        self._ready = np.zeros(sequences, np.bool_)
+        self._ending: deque[tuple[int, int]] = deque()
+        self._last = LastDrafts(sequences, self._longest, self.statistics)
         if self._pacer is not None:
-            self._pacing = StepPacing(self._pacer, self._tracker.capacity, self._longest)
+            self._pacing = StepPacing(self._pacer)
 
     @property
     def pacing(self) -> dict[str, Any] | None:
@@ -107,64 +113,88 @@ class BatchDrafting:
         Returns:
             A list a row, of 0 to `longest` tokens.
         """
-        try:
-            drafts = self._propose(sampled, length, tokens)
-        except Exception:
-            if not self._own_errors:
-                logger.exception("freedraft: a step of drafting failed; decoding goes on without (logged once)")
-            self._own_errors += 1
-            self._abandon()
-            drafts = [[] for _ in sampled]
-        self.statistics.errors = self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
-        return drafts
-
-    def _propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
         rows = len(sampled)
         new = np.fromiter(map(len, sampled), np.int64, rows)
+        counts = self.statistics
+        counts.steps += 1
+        counts.sequences = rows
+        counts.sequence_steps += int(np.count_nonzero(new))
+        counts.tokens += int(new.sum())
+        drafts: list[list[int]] = [[] for _ in range(rows)]
+        if counts.steps >= self._idle_until:
+            try:
+                self._propose(new, length, tokens, drafts)
+            except Exception:
+                self._begin_anew()
+                drafts = [[] for _ in range(rows)]
+        counts.errors = self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
+        return drafts
+
+    def _propose(self, new: Int64, length: Int32, tokens: Int32, answer: list[list[int]]) -> None:
         self._reopen_when_due()
         step = self._tracker.step(length, new, tokens)
         errors = self.guard.errors
-        if len(step.closed):
-            self.guard.close(self._slots[step.closed])
-            self._slots[step.closed] = -1
-        if len(step.opened):
-            self._slots[step.opened] = self.guard.open(NO_TOKENS, np.zeros(len(step.opened) + 1, np.int64))
-        verified = self._ledger.settle(step.sequences, step.previous, length, new)
+        self._open_and_close(step)
+        steady, continued = _how_rows_grew(step.sequences, step.previous, length, new)
+        if len(continued):
+            # The user's next message, or what came in calls that vLLM left out: in any case no reply that we followed.
+            self.guard.end_reply(self._slots[continued])
+        verified = self._last.settle(step.sequences, step.previous, length, new)
         decoding = int(np.count_nonzero(new))
         if self._pacing is not None:
-            self._pacing.stepped(decoding, decoding == rows and not len(step.opened), verified)
+            self._pacing.stepped(decoding, steady, verified)
         self._observe(step, length, new, verified)
         if len(step.growing):
             self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
+            self._held[step.growing] += np.diff(step.offsets)
+        self.statistics.taken += len(step.tokens)
 
-        answer: list[list[int]] = [[] for _ in range(rows)]
         drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
-        if len(drafting):
+        self._ready[:] = False
+        self._ready[step.sequences[step.ready]] = True
+        drafts = self._draft(sequences, room, decoding)
+        flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
+        for j, row in enumerate(drafting.tolist()):
+            answer[row] = flat[ends[j] : ends[j + 1]]
+        if self.guard.errors != errors:
+            self._pause()
+
+    def _draft(self, sequences: Int64, room: Int32, decoding: int) -> Drafts:
+        """Chains for these sequences, in a batch of `decoding` rows, and note them."""
+        asked = drafts = Drafts.empty(len(sequences))
+        nodes, chains = NO_TOKENS, drafts
+        if len(sequences):
             if self._pacing is not None:
                 self._pacing.floor(self.guard.drafter, decoding, int(room.sum()))
             asked = self.guard.draft(self._slots[sequences], room, self._vocabulary)
             drafts, nodes = likeliest_chains(asked)
-            if self._tap is not None:
-                self._asked.note(sequences, asked.offsets, nodes, drafts.offsets)
+            chains = drafts
             if self._pacing is not None:
-                proposed = len(drafts.tokens)
-                drafts = self._pacing.cut(drafts, sequences, decoding)
-                self.statistics.withheld += proposed - len(drafts.tokens)
-            self._ledger.note(sequences, drafts.source, drafts.offsets)
-            flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
-            for j, row in enumerate(drafting.tolist()):
-                answer[row] = flat[ends[j] : ends[j + 1]]
+                drafts = self._pacing.cut(chains, decoding)
+        self.statistics.withheld += len(chains.tokens) - len(drafts.tokens)
+        self._last.note(sequences, drafts, asked.offsets, nodes, chains.offsets)
+        return drafts
 
-        if self.guard.errors != errors:
-            self._pause()
-        counts = self.statistics
-        counts.steps += 1
-        counts.sequences = rows
-        counts.sequence_steps += sum(map(bool, sampled))
-        counts.tokens += sum(map(len, sampled))
-        counts.taken += len(step.tokens)
-        counts.opened += len(step.opened)
-        return answer
+    def _open_and_close(self, step: Step) -> None:
+        """Open what is new; close what has ended, up to `step_tokens` tokens of it or one sequence a step.
+
+        A reply becomes a source for others when it is closed, which costs as much as taking it in did.
+        """
+        if len(step.closed):
+            self._ending.extend(zip(self._slots[step.closed].tolist(), self._held[step.closed].tolist(), strict=True))
+            self._slots[step.closed] = -1
+            self._held[step.closed] = 0
+        if len(step.opened):
+            self._slots[step.opened] = self.guard.open(NO_TOKENS, np.zeros(len(step.opened) + 1, np.int64))
+            self.statistics.opened += len(step.opened)
+        closing: list[int] = []
+        room = self._settings.step_tokens
+        while self._ending and (not closing or self._ending[0][1] <= room):
+            slot, held = self._ending.popleft()
+            closing.append(slot)
+            room -= held
+        if closing:
+            self.guard.close(np.array(closing, np.int64))
 
     def _observe(self, step: Step, length: Int32, new: Int64, verified: Verified) -> None:
         """Tell the drafter what it asked for of the step that ended just now."""
@@ -172,13 +202,13 @@ class BatchDrafting:
             ranked = self._tap.take(len(new))
             if ranked is None:
                 return
-            sequences, feedback = self._asked.feedback(
-                self.guard.feedback, ranked, step.sequences, step.previous, length, new
+            sequences, feedback = ranked_feedback(
+                self.guard.feedback, ranked, self._last.notes, self._ready, step.sequences, step.previous, length, new
             )
             if len(sequences):
                 self.guard.observe(self._slots[sequences], feedback)
         elif self.guard.feedback and len(verified.sequences):
-            offsets = np.concatenate(([0], np.cumsum(1 + verified.drafted)))
+            offsets = verified.offsets + np.arange(len(verified.offsets))
             self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
 
     def _pause(self) -> None:
@@ -198,12 +228,37 @@ class BatchDrafting:
         self.guard.close(self._slots[lost])
         self._tracker.forget(lost)
 
-    def _abandon(self) -> None:
-        """After a failure of our own nothing is known for sure: begin anew."""
-        known = self._tracker.known
-        slots = self._slots[known]
-        self._begin()
-        self.guard.close(slots[slots >= 0])
+    def _begin_anew(self) -> None:
+        """After a failure of our own nothing is known for sure; leave some steps out, and forget all."""
+        self._own_errors += 1
+        if self._own_errors == 1:
+            logger.exception("freedraft: a step of drafting failed; decoding goes on without (logged once)")
+        try:
+            self._pause()
+            self._idle_until, self._retry_at = self._retry_at, 0
+            slots = [*self._slots[self._slots >= 0].tolist(), *(slot for slot, _ in self._ending)]
+            self._begin()
+            self.guard.close(np.array(slots, np.int64))
+        except Exception:
+            logger.exception("freedraft: drafting can't be begun anew; decoding goes on without, for good")
+            self._idle_until = NEVER
+
+
+@kernel
+def _how_rows_grew(sequences: Int64, previous: Int64, length: Int32, new: Int64) -> tuple[bool, Int64]:
+    """Whether all rows grew by their new tokens, and by some; and the sequences that grew by others too, int64."""
+    rows = len(sequences)
+    continued = np.empty(rows, np.int64)
+    count = 0
+    steady = True
+    for i in range(rows):
+        known = sequences[i] >= 0 and previous[i] > 0
+        as_told = previous[i] + new[i] == length[i]
+        steady &= known and as_told and new[i] > 0
+        if known and not as_told:
+            continued[count] = sequences[i]
+            count += 1
+    return steady, continued[:count]
 
 
 @kernel

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import multiprocessing
 import os
 import secrets
@@ -25,13 +26,16 @@ from freedraft.integrations.vllm.statistics import Statistics, source_name
 OWN_FOLDER = "FREEDRAFT_METRICS_DIR"
 VLLM_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
+logger = logging.getLogger("freedraft")
+
 COUNTERS = {
     "steps": "Engine steps in which freedraft was asked for drafts.",
     "sequence_steps": "Sequences' shares in engine steps, those without a draft included.",
     "tokens": "Tokens committed in these; tokens / sequence_steps is the mean over all steps.",
     "taken_tokens": "Tokens handed to the drafter, prompts included.",
     "opened_sequences": "Sequences begun by the drafter, those built anew included.",
-    "draft_tokens": "Tokens drafted, by source.",
+    "draft_tokens": "Tokens drafted and verified, by source.",
+    "withheld_tokens": "Tokens drafted and not verified, for it would not have paid.",
     "accepted_tokens": "Drafted tokens that were accepted, by source.",
     "draft_seconds": "Seconds spent in drafting.",
     "errors": "Failures in drafting; each cost some drafts, none an answer.",
@@ -73,6 +77,11 @@ class MetricsFile:
         self._key = library.mmap_key
         self._keys: dict[tuple[str, str], str] = {}
 
+    def end(self) -> None:
+        """Take the gauges back; what was counted stays."""
+        gauge = "freedraft:sequences"
+        self._gauges.write_value(self._named(gauge, gauge, SEQUENCES, ""), 0, 0.0)
+
     def write(self, now: Statistics) -> None:
         """Write the totals; costs about a microsecond each."""
         self._count("steps", now.steps)
@@ -80,6 +89,7 @@ class MetricsFile:
         self._count("tokens", now.tokens)
         self._count("taken_tokens", now.taken)
         self._count("opened_sequences", now.opened)
+        self._count("withheld_tokens", now.withheld)
         self._count("draft_seconds", now.seconds)
         self._count("errors", now.errors)
         for source in now.drafted.nonzero()[0].tolist():
@@ -104,6 +114,9 @@ class MetricsFile:
 class Collector:
     """What prometheus_client's registry asks at every scrape: the files of our own folder, summed over processes."""
 
+    def __init__(self) -> None:
+        self._failed = False
+
     def collect(self) -> Iterable[Any]:
         """The metrics of all proposers of this server."""
         from prometheus_client import multiprocess
@@ -112,7 +125,14 @@ class Collector:
         path = os.environ.get(OWN_FOLDER)
         if not path or not os.path.isdir(path):
             return []
-        return list(library.MultiProcessCollector(None, path).collect())
+        try:
+            return list(library.MultiProcessCollector(None, path).collect())
+        except Exception:
+            # vLLM's own metrics are in the same answer.
+            if not self._failed:
+                logger.warning("freedraft: its metrics can't be read in %s (logged once)", path, exc_info=True)
+            self._failed = True
+            return []
 
     def describe(self) -> Iterable[Any]:
         """Nothing is known before there is a proposer."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -59,7 +61,10 @@ class Proposer:
         self._drafting = self._make(config, vllm_config, self.settings, warm=True)
         self.statistics = self._drafting.statistics
         self._metrics = _open_metrics(vllm_config)
-        PeriodicLog(self.statistics, self.settings.log_interval)
+        if self._metrics is not None:
+            weakref.finalize(self, self._metrics.end)
+        log = PeriodicLog(self.statistics, self.settings.log_interval)
+        weakref.finalize(self, log.end)
 
     @property
     def pacing(self) -> dict[str, Any] | None:
@@ -115,12 +120,12 @@ class Proposer:
             vocabulary=int(model.get_vocab_size()),
             settings=settings,
             pacer=pacer_for(drafter, config.sections.get("pacing", {})),
-            tap=_tap_for(drafter, config.drafter, rehearsing=not warm),
+            tap=self._tap_for(drafter, config.drafter, rehearsing=not warm),
         )
         if warm:
             started = perf_counter()
             # Another one, so that neither text nor counts of the rehearsal stay in the first.
-            _rehearse(self._make(config, vllm_config, settings, warm=False))
+            _rehearse(self._make(rehearsal_of(config), vllm_config, VllmSettings(idle_steps=0), warm=False))
             logger.info(
                 "freedraft: drafter %s, up to %d tokens a step; kernels ready in %.1f s",
                 config.drafter,
@@ -128,6 +133,23 @@ class Proposer:
                 perf_counter() - started,
             )
         return drafting
+
+    def _tap_for(self, drafter: Drafter, name: str, rehearsing: bool) -> RankingSource | None:
+        """Where the rankings come from that a drafter asks for; None where it asks for none."""
+        wanted = drafter.feedback - {"accepted"}
+        if not wanted:
+            return None
+        k = Guard(drafter).top_k if "top_k" in wanted else 1
+        if rehearsing:
+            return MadeUpRankings(k)
+        try:
+            tap = LogitsTap(k)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"drafter {name!r} needs the target's {' and '.join(sorted(wanted))}: {error}; choose another drafter"
+            ) from error
+        weakref.finalize(self, tap.remove)
+        return tap
 
 
 def configuration(additional_config: Any) -> Config:
@@ -144,35 +166,29 @@ def configuration(additional_config: Any) -> Config:
     return parse_config(os.environ.get(ENVIRONMENT_VARIABLE) or None)
 
 
-def _tap_for(drafter: Drafter, name: str, rehearsing: bool) -> RankingSource | None:
-    """Where the rankings come from that a drafter asks for; None where it asks for none."""
-    wanted = drafter.feedback - {"accepted"}
-    if not wanted:
-        return None
-    k = Guard(drafter).top_k if "top_k" in wanted else 1
-    if rehearsing:
-        return MadeUpRankings(k)
-    try:
-        return LogitsTap(k)
-    except UnsupportedError as error:
-        raise UnsupportedError(
-            f"drafter {name!r} needs the target's {' and '.join(sorted(wanted))}: {error}; choose another drafter"
-        ) from error
+def rehearsal_of(config: Config) -> Config:
+    """The configuration of a drafter whose texts are made up: none is captured, and none is withheld by pacing."""
+    settings = {name: value for name, value in config.settings.items() if name != "capture"}
+    return replace(config, settings=settings, sections={**config.sections, "pacing": {"enabled": False}})
 
 
 def _rehearse(drafting: BatchDrafting) -> None:
     """Run a few steps on made-up text that repeats, so that every kernel is compiled before the first request.
 
-    A drafter that fails here fails again, in earnest, and is logged then.
+    Sequences begin, are verified, go on with other text, and end. A drafter that fails here fails again, in earnest,
+    and is logged then.
     """
     drafting.guard.silent = True
-    rows, width = 2, 32
+    rows, width = 2, 64
     tokens = np.zeros((rows, width), np.int32)
     tokens[:] = np.arange(width) % 4
     length = np.full(rows, 12, np.int32)
-    for new in ([[], [3]], [[0], [0, 1]], [[1], [2]], [[2]]):
+    for new in ([[], [3]], [[0], [0, 1]], [[1], [2]], [[2]], [[3]], [[0]]):
         length[: len(new)] += [len(row) for row in new]
         drafting.propose(new, length, tokens)
+    length[0] += 5
+    drafting.propose([[0]], length, tokens)
+    drafting.propose([], length, tokens)
 
 
 def _refuse_recurrent(model: Any) -> None:

@@ -45,6 +45,10 @@ class RankingSource(Protocol):
         """What the last step showed, once; None if nothing, or if it was not of so many rows."""
         ...
 
+    def remove(self) -> None:
+        """Look no more."""
+        ...
+
 
 class MadeUpRankings:
     """Stands in for a tap where no model runs, in a rehearsal: token 0 ranks first everywhere."""
@@ -57,6 +61,9 @@ class MadeUpRankings:
     def take(self, rows: int) -> Ranked:
         """A position a row."""
         return Ranked(np.zeros((rows, self._k), np.int32), np.arange(rows + 1))
+
+    def remove(self) -> None:
+        """There is nothing to look at."""
 
 
 class LogitsTap:
@@ -76,20 +83,23 @@ class LogitsTap:
         self._k = k
         self._seen: tuple[Any, Int64] | None = None
         self.errors = 0
-        runner = _model_runner()
-        self._runner = runner
-        self._sample = sample = runner._sample
+        self._runner = _model_runner()
+        self._sample = sample = self._runner._sample
+        self._removed = False
 
         @functools.wraps(sample)
         def look_and_sample(this: Any, logits: Any, spec_decode_metadata: Any, *args: Any, **kwargs: Any) -> Any:
-            self._look(logits, spec_decode_metadata)
+            if not self._removed:
+                self._look(logits, spec_decode_metadata)
             return sample(this, logits, spec_decode_metadata, *args, **kwargs)
 
-        runner._sample = look_and_sample
+        self._runner._sample = self._tapped = look_and_sample
 
     def remove(self) -> None:
-        """Put the method back that was there before."""
-        self._runner._sample = self._sample
+        """Put the method back that was there before; where another tap came after this one, only stop looking."""
+        self._removed = True
+        if self._runner._sample is self._tapped:
+            self._runner._sample = self._sample
 
     def take(self, rows: int) -> Ranked | None:
         """As `RankingSource.take`; waits for the device, after vLLM has."""

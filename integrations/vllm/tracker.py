@@ -38,8 +38,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freedraft.integrations.vllm.matching import Batch, Bounds, Table, lengths_fit, track
+from freedraft.integrations.vllm.matching import match_rows
+from freedraft.integrations.vllm.table import (
+    POSTPONED,
+    UNKNOWN,
+    Batch,
+    Bool,
+    Bounds,
+    Table,
+    advance,
+    catch_up,
+    evict_idle,
+    lengths_fit,
+)
 from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
 MOST_READ = 1 << 20
@@ -149,3 +162,34 @@ class SequenceTracker:
     def known(self) -> Int64:
         """The sequences known, those in no row included; int64."""
         return np.flatnonzero(self._table.length)
+
+
+@kernel
+def track(
+    table: Table, batch: Batch, before: Int64, step: int, bounds: Bounds
+) -> tuple[Int64, Int64, Int64, Int64, Int32, Int64, Bool, Int64]:
+    """Take in one step of the batch; returns the fields of `Step` in their order.
+
+    Args:
+        table: the known sequences.
+        batch: the rows.
+        before: int64 `(rows or more,)`, the entry that each row held in the last call; overwritten for this one.
+        step: number of this step, above all before.
+        bounds: what may be done.
+    """
+    rows = batch.new.shape[0]
+    owner = match_rows(table, batch, before, step, bounds.routine_tokens, bounds.most_read)
+    settled = True
+    for i in range(rows):
+        settled &= owner[i] != POSTPONED
+    previous, closed, opened = advance(table, batch, owner, step, bounds.most_read)
+    # A row whose reading was put off may yet turn out to hold one of the sequences that seem to be idle.
+    if settled:
+        closed = np.concatenate((closed, evict_idle(table, step, bounds)))
+    growing, offsets, tokens = catch_up(table, batch, owner, bounds.step_tokens)
+    ready = np.zeros(rows, np.bool_)
+    for i in range(rows):
+        ready[i] = owner[i] >= 0 and table.taken[owner[i]] == batch.length[i]
+    before[:] = UNKNOWN
+    before[:rows] = owner
+    return closed, opened, growing, offsets, tokens, owner, ready, previous
