@@ -78,7 +78,7 @@ def check() -> int:
     rules = [Rules(), Rules(5, 2), Rules(64, 1, 3, 0.25)]
     batches = list(scan_batches.adversarial().values())
     batches += [scan_batches.random_batch(generator) for _ in range(4 if SIMULATED else 200)]
-    sizes = {"chunk": 16, "threads": 8} if SIMULATED else {"chunk": 32, "threads": 32}
+    sizes = {"blocks": 12, "threads": 8} if SIMULATED else {"blocks": 24, "threads": 32}
     checked = 0
     for batch in batches:
         for rule in rules[:1] if SIMULATED else rules:

@@ -8,32 +8,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
+import hopper
 import pytest
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-HOPPER = (9, 0)
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Compile a kernel for the types that the runtime gives it; its PTX."""
     if SIMULATED:
         pytest.skip("the simulator compiles nothing")
     pytest.importorskip("numba.cuda", reason="needs numba-cuda")
-    from numba import cuda
-    from numba.cuda import dispatcher
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Functions that kernels call are compiled for the current device.
-        patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=HOPPER))
-
-        def compile_kernel(kernel, *types):
-            ptx, returned = cuda.compile_ptx(kernel.py_func, types, cc=HOPPER, device=False)
-            assert str(returned) == "none"
-            return ptx
-
+    with hopper.compiler() as compile_kernel:
         yield compile_kernel
 
 
@@ -56,8 +43,8 @@ OUTPUTS = "i8[2] f4[2] i4[1]"
 def test_the_scan(compiled):
     from freedraft.retrieval.cuda import on_gpu
 
-    assert ".target sm_90" in compiled(on_gpu.scan_kernel, *types_of(f"{INPUTS} i8 i8 i8 i8[3]"))
-    assert ".target sm_90" in compiled(on_gpu.vote_kernel, *types_of(f"{INPUTS} i8 i8[3] i8 f4 {OUTPUTS}"))
+    types = types_of(f"{INPUTS} i8 i8 i8 f4 i8[3] i4[1] {OUTPUTS}")
+    assert ".target sm_90" in compiled(on_gpu.scan_kernel(on_gpu.MOST_THREADS), *types)
 
 
 def test_drafting_from_an_index_with_the_functions_of_the_cpu(compiled):

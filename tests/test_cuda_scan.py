@@ -28,11 +28,11 @@ RULES = [Rules(), Rules(5, 2, budget=2), Rules(1, 1), Rules(64, 3)]
 ADVERSARIAL = scan_batches.adversarial()
 
 
-def on_gpu(*arguments, chunk=16, threads=8):
+def on_gpu(*arguments, blocks=9, threads=8):
     from freedraft.retrieval.cuda.on_gpu import DeviceScan
 
     tokens, drafts = arguments[0], arguments[4]
-    DeviceScan(max(1, len(drafts)), tokens.shape[1], chunk=chunk, threads=threads).draft(*arguments)
+    DeviceScan(max(1, len(drafts)), tokens.shape[1], blocks=blocks, threads=threads).draft(*arguments)
 
 
 draft = on_gpu if SIMULATED else draft_on_cpu
@@ -146,30 +146,44 @@ def test_rules_that_find_nothing_are_refused(bad):
 
 if SIMULATED:
 
-    @pytest.mark.parametrize(("chunk", "threads"), [(1, 4), (7, 16), (1000, 4)])
-    def test_any_partition_finds_the_same(chunk, threads):
+    @pytest.mark.parametrize(("blocks", "threads"), [(1, 8), (9, 16), (1000, 8)])
+    def test_any_partition_finds_the_same(blocks, threads):
         def call(*arguments):
-            on_gpu(*arguments, chunk=chunk, threads=threads)
+            on_gpu(*arguments, blocks=blocks, threads=threads)
 
         texts = [[1, 2, 3, 1, 2, 4, 1, 2, 3, 3, 1, 2], [5] * 20, list(range(20))]
         assert_equal(scan_batches.batch(texts, 24), 4, Rules(), call)
 
-    def test_more_blocks_than_threads_that_merge_them():
-        """The only places are in the second and third round of the merge."""
+    @pytest.mark.parametrize("blocks", [1, 3, 1000])
+    def test_a_place_is_found_wherever_it_is(blocks):
+        """In every tile (64 tokens here), first and last of it, with a match that begins in the one before."""
 
         def call(*arguments):
-            on_gpu(*arguments, chunk=1, threads=4)
+            on_gpu(*arguments, blocks=blocks, threads=8)
 
-        second = [*range(10, 50), 1, 2, 3, *range(100, 130), 1, 2]
-        third = [*range(10, 80), 1, 2, 4, *range(100, 105), 1, 2]
-        batch = scan_batches.batch([second, third], 84)
-        assert drafted(batch, 2, Rules(), call)[0].tolist() == [[3, 100], [4, 100]]
+        ends = [5, 6, 63, 64, 65, 127, 128, 129, 130, 191, 192, 193]
+        texts = []
+        for end in ends:
+            text = list(range(100, 300))
+            text[end - 4 : end + 1] = [1, 2, 3, 4, 5]
+            texts.append([*text, 1, 2, 3, 4])
+        batch = scan_batches.batch(texts, 208)
+        assert drafted(batch, 1, Rules(shortest=4), call)[0].tolist() == [[5]] * len(ends)
+        assert_equal(batch, 2, Rules(), call)
+
+    @pytest.mark.parametrize("longest", [7, 8, 9, 20, 150])
+    def test_matches_longer_than_what_is_staged(longest):
+        """8 tokens are staged before a tile here; the match is of 16 or more tokens, and of less in other places."""
+        block = list(range(1, 17))
+        text = [*block, 50, *block[5:], 51, *block[-8:], 52, *block[-7:], 53, *block, 54, *block[1:], 55, *([7] * 60)]
+        batch = scan_batches.batch([[*text, *block], [*block, *text, *block], text], 256)
+        assert_equal(batch, 3, Rules(longest), on_gpu)
 
     def test_a_workspace_serves_every_step():
         """Rows change owner, grow and shrink between steps; what an earlier step left behind is not seen."""
         from freedraft.retrieval.cuda.on_gpu import DeviceScan
 
-        scan = DeviceScan(6, 80, chunk=16, threads=8)
+        scan = DeviceScan(6, 80, blocks=9, threads=8)
         generator = np.random.default_rng(5)
         for rows in (6, 2, 4):
             assert_equal(scan_batches.random_batch(generator, rows), 3, Rules(), scan.draft)
@@ -182,7 +196,10 @@ if SIMULATED:
         with pytest.raises(InputError, match="made for 1 rows of 8 tokens, got 1 of 9"):
             drafted(scan_batches.batch([[1]], 9), 2, Rules(), DeviceScan(1, 8).draft)
 
-    @pytest.mark.parametrize("bad", [{"batch": 0}, {"batch": 65536}, {"width": 0}, {"threads": 6}, {"threads": 512}])
+    @pytest.mark.parametrize(
+        "bad",
+        [{"batch": 0}, {"batch": 65536}, {"width": 0}, {"threads": 4}, {"threads": 9}, {"threads": 512}, {"blocks": 0}],
+    )
     def test_impossible_sizes_are_refused(bad):
         from freedraft.retrieval.cuda.on_gpu import DeviceScan
 

@@ -19,6 +19,7 @@ from types import ModuleType, SimpleNamespace
 
 import naive_scan
 import pytest
+from simulated_driver import SimulatedDriver
 from small_index import create
 
 from freedraft.integrations.vllm.gpu import install
@@ -192,7 +193,8 @@ else:
             )
             slots = torch.tensor([self.states.req_id_to_index[name] for name in names])
             batch = dataclasses.replace(batch, req_ids=list(names), idx_mapping=slots, idx_mapping_np=slots.numpy())
-            sampled = torch.tensor([1] * len(names) if sampled is None else sampled, dtype=torch.int32)
+            if not isinstance(sampled, torch.Tensor):
+                sampled = torch.tensor([1] * len(names) if sampled is None else sampled, dtype=torch.int32)
             return self.speculator.propose(
                 batch,
                 None,
@@ -310,6 +312,54 @@ else:
         runner.states.total_len.gpu = runner.states.total_len.gpu.clone()
         runner.commit("a", 9, 1)
         assert runner.propose(["a"]).tolist() == [runner.expected("a")]
+
+    def test_simulated_prepared_launches_read_the_runners_own_tensors(vllm_classes, states, tmp_path, monkeypatch):
+        """With a stand-in for the driver: a launch a kernel, nothing copied; what is of another type is copied."""
+        driver = SimulatedDriver().install(monkeypatch)
+        folder = create(tmp_path / "i", [[20, 21, 22, 23, 24, 25]] * 9)
+        speculator = vllm_classes.make({"freedraft": {"gpu": {"index": folder}}}, states)
+        runner = RunnerStandIn(vllm_classes, states, speculator)
+        runner.add("known", [20, 21, 22])
+        runner.add("own", [1, 2, 3, 1, 2])
+        runner.add("other", [9, 8, 9, 8, 9])
+        del driver.launches[:]
+        names = ["other", "known", "own"]
+        assert runner.propose(names).tolist() == [runner.expected("other"), [23, 24, 25, 22], [3, 1, 2, 3]]
+        runner.commit("other", 8, 9, 9)
+        assert runner.propose(["own", "other"], num_speculative_tokens=2).tolist() == [
+            [3, 1, 2, 2],
+            runner.expected("other", 2),
+        ]
+        blocks, threads = speculator._scan.grid(3)[0], speculator._scan.threads
+        assert driver.launches == [
+            ((blocks, 3), threads, 0),
+            ((3, 1), 1, 0),
+            ((blocks, 2), threads, 0),
+            ((2, 1), 1, 0),
+        ]
+        assert not speculator._rows.any()
+        assert not speculator._active.any()
+        assert runner.propose(names, torch.tensor([1, 0, 1], dtype=torch.int64)).tolist() == [
+            runner.expected("other"),
+            [22] * K,
+            [3, 1, 2, 3],
+        ]
+        assert speculator._rows[:3].tolist() == [states.req_id_to_index[name] for name in names]
+        assert speculator.errors == 0
+        states.total_len.gpu = states.total_len.gpu.clone()
+        runner.commit("own", 3, 9)
+        assert runner.propose(["own"]).tolist() == [runner.expected("own")]
+
+    def test_simulated_a_launch_that_the_driver_refuses_costs_the_drafts(vllm_classes, states, monkeypatch, caplog):
+        driver = SimulatedDriver().install(monkeypatch)
+        runner = RunnerStandIn(vllm_classes, states, vllm_classes.make({"freedraft": {}}, states))
+        runner.add("a", [1, 2, 1])
+        runner.commit("a", 7)
+        driver.answer = 719
+        with caplog.at_level(logging.ERROR, "freedraft"):
+            assert runner.propose(["a"]).tolist() == [[7] * K]
+        assert runner.speculator.errors == 1
+        assert "drafting on the GPU failed" in caplog.text
 
     def test_simulated_tensors_and_streams_of_a_gpu_are_handed_to_numba(monkeypatch):
         """With stand-ins for the tensor, torch's stream and Numba's driver: who is asked for what."""

@@ -1,25 +1,27 @@
 """Indexes on the GPU: their automata are uploaded once, and each slot's place in them is kept there.
 
 A thread drafts for a row: it follows the tokens that came, a few memory reads each, and walks the likeliest
-continuation. Rows wait for memory, not for one another. A launch a segment; no synchronisation, no allocation.
+continuation. It is the only one of its block: rows take different ways, and threads of one warp would wait for each
+other's reads. A launch a segment; no synchronisation, no allocation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from freedraft.retrieval.cuda.corpus_rows import SEEN_FIELDS, draft_row
+from freedraft.retrieval.cuda.launching import PreparedLaunch, prepared
 from freedraft.retrieval.cuda.on_gpu import launchable, sequence_length
 from freedraft.retrieval.cuda.rules import MOST_DRAFTED, Rules, checked_batch
 from freedraft.retrieval.errors import CapacityError, InputError
 from freedraft.retrieval.index.follow import CURSOR_FIELDS
 from freedraft.retrieval.index.segment import Segment
 
-THREADS = 32
+THREADS = 1
 
 
 class DeviceCorpus:
@@ -95,19 +97,30 @@ class DeviceCorpus:
         Raises:
             InputError: more rows or slots than it was made for.
         """
-        batch, columns = outputs[0].shape
+        batch = outputs[0].shape[0]
         slots = self._seen[0].shape[0] if self._seen else inputs[0].shape[0]
         if batch > self.batch or inputs[0].shape[0] > slots:
             raise InputError(
                 f"device corpus: made for {self.batch} rows of {slots} slots, got {batch} of {inputs[0].shape[0]}"
             )
-        if not batch:
-            return
-        limits = rules.limit(columns), self.min_match, np.float32(rules.least)
+        if batch:
+            for arguments in self._arguments(inputs, outputs, rules):
+                corpus_kernel[self.grid(batch), THREADS, stream](*arguments)
+
+    def prepare(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], rules: Rules) -> list[PreparedLaunch | None]:
+        """What `launch` launches, one for each segment; see `DeviceScan.prepare`."""
+        return [prepared(corpus_kernel, arguments) for arguments in self._arguments(inputs, outputs, rules)]
+
+    def grid(self, batch: int) -> tuple[int, int]:
+        """A block a row."""
+        return batch, 1
+
+    def _arguments(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], rules: Rules) -> Iterator[tuple[Any, ...]]:
+        limits = rules.limit(outputs[0].shape[1]), self.min_match, np.float32(rules.least)
         for automaton, cursors, seen in zip(self._automata, self._cursors, self._seen, strict=True):
-            corpus_kernel[-(-batch // THREADS), THREADS, stream](
-                *automaton, cursors, seen, *inputs, *limits, self._found, self._found_probability, *outputs
-            )
+            yield (
+                *automaton, cursors, seen, *inputs, *limits, self._found, self._found_probability, *outputs,
+            )  # fmt: skip
 
 
 def free_bytes() -> float:
@@ -138,9 +151,7 @@ def corpus_kernel(
     """Draft for a row from one segment, a thread a row; see `corpus_rows.draft_row`."""
     moved = cuda.local.array(CURSOR_FIELDS, np.int32)
     best = cuda.local.array(CURSOR_FIELDS, np.int32)
-    row = cuda.grid(1)
-    if row >= rows.shape[0]:
-        return
+    row = cuda.blockIdx.x
     slot = rows[row]
     length = sequence_length(tokens, lengths, slot)
     if length == 0 or active[row] <= 0:

@@ -62,6 +62,7 @@ def _draft_rows(
 ) -> None:
     longest, shortest, budget = limits
     keys = np.zeros(PLACES, np.int64)
+    following = np.zeros(PLACES, np.int64)
     for row in range(len(rows)):
         slot = rows[row]
         length = sequence_length(tokens, lengths, slot)
@@ -77,5 +78,6 @@ def _draft_rows(
             matched = match_length(tokens, slot, length, position, longest)
             if matched >= shortest and matched > kept:
                 keep_place(keys, (matched << 32) | position)
-        in_bounds = slot if 0 <= slot < tokens.shape[0] else 0
-        counts[row] = vote(tokens, in_bounds, length, keys, budget, least, drafts[row], probability[row])
+        # A slot out of bounds has no tokens, so none of slot 0 is read for it.
+        text = tokens[slot if length > 0 else 0]
+        counts[row] = vote(text, length, keys, following, budget, least, drafts[row], probability[row])

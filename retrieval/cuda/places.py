@@ -44,18 +44,26 @@ def match_length(tokens: Int32, slot: int, length: int, position: int, longest: 
 
 
 def keep_place(keys: Int64, key: Any) -> None:
-    """Put a key into the descending list `keys` `(PLACES,)`; the smallest falls out."""
-    if key <= keys[PLACES - 1]:
-        return
-    at = PLACES - 1
-    while at > 0 and keys[at - 1] < key:
-        keys[at] = keys[at - 1]
-        at -= 1
-    keys[at] = key
+    """Put a key into the descending list `keys` `(PLACES,)`; the smallest falls out.
+
+    Every index is a constant once the loop is unrolled, so a GPU thread keeps its list in registers.
+    """
+    for i in range(PLACES):
+        if key > keys[i]:
+            smaller = keys[i]
+            keys[i] = key
+            key = smaller
 
 
 def vote(
-    tokens: Int32, slot: int, length: int, keys: Int64, budget: int, least: float, drafts: Int64, probability: Float32
+    text: Int32,
+    length: int,
+    keys: Int64,
+    following: Int64,
+    budget: int,
+    least: float,
+    drafts: Int64,
+    probability: Float32,
 ) -> int:
     """Draft what the places vote for, and fill the rest of the row.
 
@@ -65,10 +73,10 @@ def vote(
     the sequence goes on with the draft itself: periodic text is continued for as long as asked.
 
     Args:
-        tokens: int32 `(slots, width)`.
-        slot: the row in `tokens`.
-        length: tokens in it.
+        text: int32 `(width,)`, the sequence and what lies behind it.
+        length: tokens of the sequence.
         keys: int64 `(PLACES,)`, descending.
+        following: int64 `(PLACES,)`, room for each place's next token.
         budget: tokens to draft, at most; no more than fit in `width` either.
         least: a draft ends before the token whose probability is below this.
         drafts: int64 `(k,)`, written in full: after the draft, the sequence's last token, or 0 if it is empty.
@@ -81,41 +89,40 @@ def vote(
     for i in range(PLACES):
         if keys[i] > 0:
             alive |= 1 << i
-    room = min(min(budget, drafts.shape[0]), tokens.shape[1] - length)
+    room = min(min(budget, drafts.shape[0]), text.shape[0] - length)
     path = np.float32(1.0)
     count = 0
     while count < room and alive != 0:
+        # All are read before any is compared, so that a GPU thread waits for memory once.
+        for i in range(PLACES):
+            if (alive >> i) & 1:
+                at = (keys[i] & LOW_HALF) + count
+                following[i] = np.int64(text[at]) if at < length else drafts[at - length]
         total = 0
         heaviest = 0
         chosen = np.int64(0)
         for i in range(PLACES):
             if (alive >> i) & 1:
-                at = (keys[i] & LOW_HALF) + count
-                token = np.int64(tokens[slot, at]) if at < length else drafts[at - length]
                 weight = 0
                 for j in range(PLACES):
-                    if (alive >> j) & 1:
-                        other = (keys[j] & LOW_HALF) + count
-                        if (np.int64(tokens[slot, other]) if other < length else drafts[other - length]) == token:
-                            matched = min(keys[j] >> 32, WEIGHTY)
-                            weight += matched * matched
+                    if (alive >> j) & 1 and following[j] == following[i]:
+                        matched = min(keys[j] >> 32, WEIGHTY)
+                        weight += matched * matched
                 matched = min(keys[i] >> 32, WEIGHTY)
                 total += matched * matched
                 if weight > heaviest:
                     heaviest = weight
-                    chosen = token
+                    chosen = following[i]
         path = path * (np.float32(heaviest) / np.float32(total + PRIOR))
         if path < least:
             break
         for i in range(PLACES):
-            if (alive >> i) & 1:
-                at = (keys[i] & LOW_HALF) + count
-                if (np.int64(tokens[slot, at]) if at < length else drafts[at - length]) != chosen:
-                    alive &= ~(1 << i)
+            if (alive >> i) & 1 and following[i] != chosen:
+                alive &= ~(1 << i)
         drafts[count] = chosen
         probability[count] = path
         count += 1
-    filler = np.int64(tokens[slot, length - 1]) if length > 0 else np.int64(0)
+    filler = np.int64(text[length - 1]) if length > 0 else np.int64(0)
     for i in range(count, drafts.shape[0]):
         drafts[i] = filler
         probability[i] = np.float32(0.0)

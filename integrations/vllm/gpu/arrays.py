@@ -24,13 +24,17 @@ class Streams:
         self._device = device
         self._known: dict[int, Any] = {0: 0}
 
-    def current(self) -> Any:
-        """The stream that torch launches on now."""
+    def handle(self) -> int:
+        """Of the stream that torch launches on now."""
         if self._device.type == "cpu":
             return 0
         import torch
 
-        pointer = torch.cuda.current_stream(self._device).cuda_stream
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+    def current(self) -> Any:
+        """The stream that torch launches on now."""
+        pointer = self.handle()
         stream = self._known.get(pointer)
         if stream is None:
             stream = self._known[pointer] = cuda.external_stream(pointer)

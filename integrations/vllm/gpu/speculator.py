@@ -17,6 +17,7 @@ from freedraft.integrations.vllm.gpu.settings import gpu_settings
 from freedraft.plugins.indexes import open_segments
 from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
 from freedraft.retrieval.cuda.on_gpu import DeviceScan
+from freedraft.retrieval.cuda.step import PreparedStep, prepared_step
 
 logger = logging.getLogger("freedraft")
 
@@ -25,8 +26,8 @@ class ScanSpeculator(BaseSpeculator):
     """Drafts by an exhaustive scan of each request's tokens, and from indexes if any are named.
 
     Of a request it keeps between steps where its text is in the indexes, and sees when a slot has changed its owner. A
-    step is two small copies, two launches, and one more for each segment of an index; nothing waits for the device and
-    nothing is allocated. Every rank of a tensor-parallel group computes the same drafts, as the V2 runner wants.
+    step is one launch, and one more for each segment of an index; nothing waits for the device and nothing is
+    allocated. Every rank of a tensor-parallel group computes the same drafts, as the V2 runner wants.
 
     Attributes:
         drafts: int64 `(max_num_reqs, K)` on the device; the last step's drafts.
@@ -68,8 +69,9 @@ class ScanSpeculator(BaseSpeculator):
         self.counts = torch.zeros(slots, dtype=torch.int32, device=device)
         self._views: dict[int, tuple[tuple[Any, ...], tuple[Any, ...]]] = {}
         self._addresses = self._current_addresses()
-        # The first launch compiles; the row that it drafts for is inactive.
-        self._launch(1, self.num_speculative_steps)
+        self._step = self._prepared_step()
+        # The first launch compiles what is not yet compiled; the row that it drafts for is inactive.
+        self._launch(1, self._rows, self._active, self.num_speculative_steps)
         logger.info(
             "freedraft: drafting on the GPU in the place of vLLM's n-gram kernel: %d requests of %d tokens, %d drafts, "
             "%d MiB of indexes",
@@ -122,10 +124,8 @@ class ScanSpeculator(BaseSpeculator):
         if dummy_run:
             return drafts.zero_()
         try:
-            self._rows[:requests].copy_(input_batch.idx_mapping[:requests])
-            self._active[:requests].copy_(num_sampled[:requests])
             wanted = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
-            self._launch(requests, wanted)
+            self._launch(requests, input_batch.idx_mapping, num_sampled, wanted)
         except Exception:
             # Ranks of a tensor-parallel group must agree on the drafts, and the others know nothing of this.
             if not self._alone:
@@ -136,20 +136,40 @@ class ScanSpeculator(BaseSpeculator):
             drafts.copy_(last_sampled.view(-1)[input_batch.idx_mapping[:requests], None].expand_as(drafts))
         return drafts
 
-    def _launch(self, requests: int, wanted: int) -> None:
-        rules = self.rules if wanted >= self.num_speculative_steps else replace(self.rules, budget=max(0, wanted))
+    def _launch(self, requests: int, slots: torch.Tensor, sampled: torch.Tensor, wanted: int) -> None:
+        budget = min(max(0, wanted), self.num_speculative_steps)
+        addresses = self._current_addresses()
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self._views.clear()
+            self._step = self._prepared_step()
+        if self._step is not None and self._is_like(slots, self._rows) and self._is_like(sampled, self._active):
+            self._step(requests, slots.data_ptr(), sampled.data_ptr(), budget, self._streams.handle())
+            return
+        self._rows[:requests].copy_(slots[:requests])
+        self._active[:requests].copy_(sampled[:requests])
+        if self._step is not None:
+            handle = self._streams.handle()
+            self._step(requests, self._rows.data_ptr(), self._active.data_ptr(), budget, handle)
+            return
+        rules = replace(self.rules, budget=budget)
         inputs, outputs = self._arrays(requests)
         stream = self._streams.current()
         self._scan.launch(inputs, outputs, rules, stream)
         if self._corpus is not None:
             self._corpus.launch(inputs, outputs, rules, stream)
 
+    @staticmethod
+    def _is_like(tensor: torch.Tensor, ours: torch.Tensor) -> bool:
+        """Whether kernels may read `tensor` in the place of ours: the same type, the same device, without gaps."""
+        return tensor.dtype is ours.dtype and tensor.device == ours.device and tensor.is_contiguous()
+
+    def _prepared_step(self) -> PreparedStep | None:
+        inputs, outputs = self._arrays(len(self._rows))
+        return prepared_step(self._scan, self._corpus, inputs, outputs, self.rules)
+
     def _arrays(self, requests: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The kernels' arguments, kept for each batch size: wrapping a tensor costs more than a launch."""
-        addresses = self._current_addresses()
-        if addresses != self._addresses:
-            self._addresses = addresses
-            self._views.clear()
         arrays = self._views.get(requests)
         if arrays is None:
             states = self.req_states
