@@ -57,6 +57,25 @@ def test_nodes_listed_in_another_order_and_none_at_all() -> None:
     assert told.argmax.tolist() == [10, -1, -1, -1, -1, -1]
 
 
+def test_siblings_with_the_same_token_are_told_the_same() -> None:
+    # 0 -> 5 -> 6 and 0 -> 5 -> 7.
+    asked = Drafts(
+        np.array([5, 5, 6, 7], np.int32),
+        np.array([-1, -1, 0, 1], np.int32),
+        np.full(4, 0.5, np.float32),
+        np.zeros(4, np.uint8),
+        np.array([0, 4]),
+    )
+    told = of_all_nodes(feedback(10, 11, 12, 13), shaped([5, 5, 7], [0, 0, 2]), asked, 0)
+    assert told.argmax is not None
+    assert told.argmax[[0, 3, 4]].tolist() == [10, -1, 13]
+    assert told.argmax[1] == told.argmax[2]
+    assert told.argmax[1] in (11, 12)
+    told = of_all_nodes(feedback(10, 11), shaped([5], [0]), asked, 0)
+    assert told.argmax is not None
+    assert told.argmax.tolist() == [10, 11, 11, -1, -1]
+
+
 class Checked(TokenRecycling):
     """Checks what it is told against the model itself."""
 

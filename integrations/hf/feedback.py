@@ -29,29 +29,28 @@ def of_all_nodes(feedback: Feedback, verified: Draft, asked: Drafts, row: int) -
     nodes = part.stop - part.start
     if len(verified.tokens) == nodes:
         return feedback
-    places = {
-        (parent, token): 1 + node
-        for node, (parent, token) in enumerate(
-            zip((asked.parents[part] + 1).tolist(), asked.tokens[part].tolist(), strict=True)
-        )
-    }
+    # Of siblings with one token the first stands for all: behind the same text the target says the same.
+    first: dict[tuple[int, int], int] = {}
+    stands = [0]
+    for parent, token in zip((asked.parents[part] + 1).tolist(), asked.tokens[part].tolist(), strict=True):
+        stands.append(first.setdefault((stands[parent], token), len(stands)))
     entries = [0]
     for parent, token in zip(verified.parents, verified.tokens, strict=True):
-        entries.append(places[entries[parent], token])
+        entries.append(first[entries[parent], token])
     return Feedback(
         feedback.accepted,
         np.array([0, 1 + nodes], np.int64),
-        _spread(feedback.argmax, entries, 1 + nodes),
-        _spread(feedback.top_k, entries, 1 + nodes),
+        _spread(feedback.argmax, entries, stands),
+        _spread(feedback.top_k, entries, stands),
     )
 
 
-def _spread(values: Int32 | None, entries: Sequence[int], size: int) -> Int32 | None:
+def _spread(values: Int32 | None, entries: Sequence[int], stands: Sequence[int]) -> Int32 | None:
     if values is None:
         return None
-    spread = np.full((size, *values.shape[1:]), NOT_VERIFIED, np.int32)
+    spread = np.full((len(stands), *values.shape[1:]), NOT_VERIFIED, np.int32)
     spread[entries] = values
-    return spread
+    return spread[stands]
 
 
 def together(rows: Sequence[Feedback]) -> Feedback:
