@@ -130,6 +130,24 @@ def test_a_failure_of_our_own_is_survived(monkeypatch: pytest.MonkeyPatch, caplo
     assert sorted(drafter.texts.values()) == [[1, 2, 4, 5, 5], [3, 4, 5, 5]]
 
 
+def test_sequences_lost_to_the_drafter_are_closed_once_when_all_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Scripted(lambda text, budget: [len(text)])
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1], [2])
+    with monkeypatch.context() as failing:
+        failing.setattr(drafter, "extend", None)
+        assert batch.commit(asked, [4], [4]) == [[], []]
+    # Both rows end, and one that comes takes the place of the first in all tables.
+    batch.texts = [[3]]
+    assert batch.commit(asked, [4]) == [[2]]
+    asked.propose([[1]], "nonsense", batch.tokens)
+    batch.texts = [[5], [6]]
+    for _ in range(2):
+        batch.commit(asked, [4], [4])
+    assert batch.commit(asked, [5], [5]) == [[4], [4]]
+    assert asked.statistics.errors == 2
+
+
 def test_a_failure_of_our_own_that_lasts_is_met_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = with_drafter(monkeypatch, Scripted())
     batch = Batch([1])

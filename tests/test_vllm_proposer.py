@@ -240,12 +240,13 @@ def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
     collector = metrics.Collector()
     assert list(collector.collect()) == []
+    labels = (("engine", "0"), ("model_name", "smol"))
     asked = with_drafter(monkeypatch, copying(ngram=1))
     other = with_drafter(monkeypatch, copying(ngram=1))
+    assert scraped(collector)["freedraft:steps_total", labels] == 0
     Batch([1, 2, 1]).commit(asked, [2])
     Batch([1, 2, 1], [5]).commit(other, [2], [6])
     seen = scraped(collector)
-    labels = (("engine", "0"), ("model_name", "smol"))
     assert seen["freedraft:steps_total", labels] == 2
     assert seen["freedraft:sequence_steps_total", labels] == 3
     assert seen["freedraft:tokens_total", labels] == 3

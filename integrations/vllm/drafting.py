@@ -226,6 +226,8 @@ class BatchDrafting:
         known = self._tracker.known
         lost = known[self.guard.retired(self._slots[known])]
         self.guard.close(self._slots[lost])
+        self._slots[lost] = -1
+        self._held[lost] = 0
         self._tracker.forget(lost)
 
     def _begin_anew(self) -> None:

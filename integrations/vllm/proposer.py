@@ -63,6 +63,8 @@ class Proposer:
         self._metrics = _open_metrics(vllm_config)
         if self._metrics is not None:
             weakref.finalize(self, self._metrics.end)
+            # At zero, so that the first increase is seen as one.
+            self._write_metrics(self._metrics)
         log = PeriodicLog(self.statistics, self.settings.log_interval)
         weakref.finalize(self, log.end)
 
