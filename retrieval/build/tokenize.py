@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """Token ids are below it."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)

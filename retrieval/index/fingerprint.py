@@ -40,4 +40,4 @@ def _vocabulary(vocabulary: Any) -> list[Any]:
     # A Unigram model has a list of strings and scores, all others a mapping from strings to ids.
     if isinstance(vocabulary, list):
         return [[i, entry[0]] for i, entry in enumerate(vocabulary)]
-    return sorted([number, string] for string, number in vocabulary.items())
+    return sorted(zip(vocabulary.values(), vocabulary.keys(), strict=True))
