@@ -23,14 +23,14 @@ from freedraft.retrieval.build.builder import (
     build_index,
     tokenizer_of_index,
 )
-from freedraft.retrieval.build.display import ProgressBar
+from freedraft.retrieval.build.display import ProgressBar, waiting
 from freedraft.retrieval.build.limits import parse_size, segment_tokens
 from freedraft.retrieval.build.sources import Format, SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError
 from freedraft.retrieval.index.store import CorpusIndex, delete_documents, merge_segments
-from freedraft.retrieval.query import OCCURRENCES_LOOKED_AT, Follower, documents_with, greedy_draft
+from freedraft.retrieval.query import OCCURRENCES_LOOKED_AT, Follower, documents_with, likeliest_draft
 from freedraft.retrieval.ragged import Int32, as_tokens
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -224,7 +224,8 @@ def merge(index: Index, max_memory: MaxMemory = "4GiB", as_json: AsJson = False)
     """
     limit = segment_tokens(parse_size(max_memory), 0)
     before = _describe(CorpusIndex(index))
-    merge_segments(index, limit)
+    with waiting(Console(stderr=True), f"merging {_summary(before)}"):
+        merge_segments(index, limit)
     _show_change(f"merged {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -243,11 +244,15 @@ def delete(
     until it opens it again. A long file, or a chat, is several documents of one name: all of them go.
     """
     opened = CorpusIndex(index)
-    unknown = set(document) - set(_names(opened))
+    # As they are listed, a name's control characters are escaped.
+    listed = {_printable(name): name for name in _names(opened)}
+    known = set(listed.values())
+    unknown = [name for name in document if name not in known and name not in listed]
     if unknown:
-        raise InputError(f"{sorted(unknown)[0]}: no document of that name in {index}; info --documents lists them")
+        raise InputError(f"{unknown[0]}: no document of that name in {index}; info --documents lists them")
     before = _describe(opened)
-    delete_documents(index, document)
+    with waiting(Console(stderr=True), f"writing anew what holds {', '.join(map(_printable, document))}"):
+        delete_documents(index, [name if name in known else listed[name] for name in document])
     _show_change(f"deleted from {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -290,7 +295,8 @@ def verify(index: Index, as_json: AsJson = False) -> None:
     """
     try:
         opened = CorpusIndex(index)
-        opened.verify()
+        with waiting(Console(stderr=True), f"checking {_summary(_describe(opened))}"):
+            opened.verify()
     except CorpusIndexError as error:
         if as_json and not isinstance(error, NotFoundError):
             typer.echo(json.dumps({"sound": False, "error": type(error).__name__, "finding": str(error)}))
@@ -316,8 +322,9 @@ def query(
 ) -> None:
     """Show what would be drafted after TEXT, and why.
 
-    The longest end of TEXT that the index knows; what followed it, how often; the draft, each token by the longest
-    context known there; and the documents that the text is in.
+    The longest end of TEXT that the index knows; what followed it, how often; the draft, with the context that each
+    token comes from; and the documents that the text is in. The draft is that of the drafter `corpus` but for its
+    thresholds: that one ends a draft sooner where it gets unlikely, and makes none that promises too little.
     """
     opened = CorpusIndex(index)
     if text == "-":
@@ -345,7 +352,7 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
     follower = Follower(segments)
     follower.advance(written)
     known = follower.continuation()
-    drafted = greedy_draft(segments, written, budget)
+    drafted = likeliest_draft(segments, written, budget)
     context = written[len(written) - known.length :]
     documents, all_of_them = documents_with(segments, context) if known.length else ([], True)
     return {
@@ -472,11 +479,14 @@ def _show_report(report: BuildReport, folder: Path, done: str, as_json: bool) ->
             "duplicates": report.duplicates,
             "seconds": round(report.seconds, 3),
             "problems": report.problems.as_json(),
+            "merge_failure": report.merge_failure,
         }
         typer.echo(json.dumps({"added": added, "index": opened}, indent=1))
         return
     for line in report.problems.lines():
         typer.echo(line, err=True)
+    if report.merge_failure:
+        typer.echo(f"added, but its segments could not be merged: {report.merge_failure}", err=True)
     duplicates = f", {report.duplicates:,} duplicates left out" if report.duplicates else ""
     rate = report.tokens / report.seconds if report.seconds else 0.0
     typer.echo(

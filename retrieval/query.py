@@ -8,11 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freedraft.retrieval.index.follow import AT_LENGTH, AT_NODE, AT_TEXT, AT_TIMES, AT_USED
+from freedraft.retrieval.index.continuation import continue_one
+from freedraft.retrieval.index.follow import (
+    AT_LENGTH,
+    AT_NODE,
+    AT_TEXT,
+    AT_TIMES,
+    AT_USED,
+    CURSOR_FIELDS,
+    DAMAGED,
+    Automaton,
+    advance,
+    context_count,
+    likeliest_of,
+)
 from freedraft.retrieval.index.format import COUNT, DEGREE, EDGE_TIMES, EDGE_TOKEN, EDGES, TIMES, TOKEN
 from freedraft.retrieval.index.segment import Segment
 from freedraft.retrieval.index.validate import count_occurrences
-from freedraft.retrieval.ragged import Int32, Int64
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float32, Int32, Int64
 
 OCCURRENCES_LOOKED_AT = 10_000
 
@@ -77,7 +91,7 @@ class DraftedToken:
         length: tokens of the context that it was drafted from.
         times: how often it followed that context.
         count: how often that context occurs.
-        probability: that it follows, and all drafted before it.
+        probability: that it follows, and all drafted before it, by the drafter's estimate (`continuation`).
     """
 
     token: int
@@ -87,21 +101,66 @@ class DraftedToken:
     probability: float
 
 
-def greedy_draft(segments: Sequence[Segment], text: Int32, budget: int) -> list[DraftedToken]:
-    """The likeliest next tokens, one after another, each by the longest context known then."""
-    follower = Follower(segments)
-    follower.advance(text)
-    drafted: list[DraftedToken] = []
-    probability = 1.0
-    while len(drafted) < budget:
-        known = follower.continuation()
-        if not known.tokens:
-            break
-        token, times = known.tokens[0]
-        probability *= times / known.count
-        drafted.append(DraftedToken(token, known.length, times, known.count, probability))
-        follower.advance(np.array([token], np.int32))
-    return drafted
+def likeliest_draft(segments: Sequence[Segment], text: Int32, budget: int) -> list[DraftedToken]:
+    """What would be drafted after a text, with no threshold: of the segments' drafts that which expects most.
+
+    Raises:
+        DamagedError: a segment is damaged.
+    """
+    best: list[DraftedToken] = []
+    most = np.float32(0)
+    for segment in segments:
+        cursors = segment.new_cursors(1)
+        segment.advance(cursors, np.zeros(1, np.int64), text, np.array([0, len(text)]))
+        tokens, lengths, times, counts = (np.zeros(budget, np.int32) for _ in range(4))
+        probability = np.zeros(budget, np.float32)
+        written = draft_with_reasons(segment.automaton, cursors[0], tokens, probability, lengths, times, counts)
+        if written < 0:
+            raise segment.damaged()
+        if probability.sum() > most:
+            most = probability.sum()
+            columns = (column[:written].tolist() for column in (tokens, lengths, times, counts, probability))
+            best = [DraftedToken(*row) for row in zip(*columns, strict=True)]
+    return best
+
+
+@kernel
+def draft_with_reasons(
+    automaton: Automaton,
+    cursor: Int32,
+    tokens: Int32,
+    probability: Float32,
+    lengths: Int32,
+    times: Int32,
+    counts: Int32,
+) -> int:
+    """`continue_one`, and where it took each token from.
+
+    Args:
+        cursor: where the text is; moved.
+        tokens: written from the left, with as many tokens as it has room for at most; so are all others.
+        lengths: of each token's context; `times` that it followed, of `counts`.
+
+    Returns:
+        How many tokens; or -1 where the segment is damaged.
+    """
+    text, nodes, edges = automaton
+    best = np.empty(CURSOR_FIELDS, np.int32)
+    start = cursor.copy()
+    written = continue_one(text, nodes, edges, start, best, len(tokens), 1, 0.0, tokens, probability)
+    if written < 1:
+        return written
+    # With no budget it leaves the cursor at the context that it begins with.
+    if continue_one(text, nodes, edges, cursor, best, 0, 1, 0.0, tokens, probability) < 0:
+        return -1
+    for i in range(written):
+        _, times[i] = likeliest_of(text, nodes, cursor)
+        lengths[i] = cursor[AT_LENGTH]
+        counts[i] = context_count(nodes, cursor)
+        # The automaton's links and positions are checked on the way, its counts are not.
+        if not 1 <= times[i] <= counts[i] or advance(text, nodes, edges, cursor, tokens[i]) == DAMAGED:
+            return -1
+    return written
 
 
 def documents_with(segments: Sequence[Segment], pattern: Int32) -> tuple[list[tuple[str, int]], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -9,10 +10,12 @@ import signal
 import numpy as np
 import pytest
 from tiny_tokenizer import WORDS, make_tokenizer
+from typer.testing import CliRunner
 
 from freedraft.retrieval.build import builder, executors
 from freedraft.retrieval.build.builder import BuildOptions, append_to_index, build_index, tokenizer_of_index
 from freedraft.retrieval.build.tokenize import Tokenizer
+from freedraft.retrieval.cli import index_app
 from freedraft.retrieval.errors import CapacityError, InputError
 from freedraft.retrieval.index.errors import LockedError, SourceError, TokenizerMismatchError
 from freedraft.retrieval.index.store import MOST_SEGMENTS, CorpusIndex, IndexWriter, compact
@@ -136,6 +139,24 @@ class TestBuild:
         append_to_index(tmp_path / "i", [source])
         assert len(others) == 1
         assert len(CorpusIndex(tmp_path / "i").segments) < MOST_SEGMENTS
+
+    def test_a_merge_that_fails_leaves_what_was_added(self, tokenizer, tmp_path, monkeypatch):
+        def fail(writer, limit):
+            writer.new_segment_path().write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "no space left")
+
+        one, other = (write_jsonl(tmp_path / f"{i}.jsonl", lines(i, 5)) for i in range(2))
+        build_index(tmp_path / "i", [one], tokenizer)
+        monkeypatch.setattr(builder, "compact", fail)
+        report = append_to_index(tmp_path / "i", [other], tokenizer.path.parent)
+        assert report.documents == 5
+        assert "no space left" in report.merge_failure
+        segments = CorpusIndex(tmp_path / "i").segments
+        assert sum(len(segment) for segment in segments) == 10
+        assert len(files_of(tmp_path / "i")) == 2 + len(segments)
+        said = CliRunner().invoke(index_app, ["append", str(tmp_path / "i"), str(other)])
+        assert said.exit_code == 0
+        assert "could not be merged: OSError: [Errno 28] no space left" in said.stderr
 
     def test_min_count_drops_rare_continuations(self, tokenizer, tmp_path):
         source = write_jsonl(tmp_path / "a.jsonl", ["the cat sat"] * 3 + ["the dog sat", "a dog is not"])

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from freedraft.integrations import cli
 from freedraft.retrieval import query
 from freedraft.retrieval.errors import InputError
+from freedraft.retrieval.index.continuation import ESCAPE
 from freedraft.retrieval.index.errors import CorpusIndexError, DamagedError, ManifestError, SourceError
 
 CHAT = [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": "it is the cat"}]
@@ -150,6 +151,8 @@ class TestErrors:
             (["build", "i", "src", "--tokenizer", "none"], "neither a folder nor a file"),
             (["build", "i", "src", "--tokenizer", "tok", "--max-memory", "1MB"], "is too little: at least"),
             (["build", "i", "src", "--tokenizer", "tok", "--max-memory", "much"], "expected a size like"),
+            (["build", "tok/tokenizer.json", "src", "--tokenizer", "tok"], "a file is in the way"),
+            (["build", "tok/tokenizer.json/i", "src", "--tokenizer", "tok"], "a file is in the way"),
             (["info", "none"], "none"),
             (["query", "none", "x"], "none"),
             (["append", "none", "src"], "none"),
@@ -204,6 +207,14 @@ class TestChange:
             run("delete", "i", "--document", "src/c.txt")
         assert len(names()) == 2
 
+    def test_deleting_by_a_name_as_it_is_listed(self, here):
+        (here / "src/c\nd.txt").write_text("the mat")
+        build()
+        listed = run("info", "i", "--documents").splitlines()
+        assert listed[2] == r"src/c\nd.txt"
+        run("delete", "i", "--document", listed[2], "--document", listed[0])
+        assert names() == ["src/b.txt"]
+
 
 class TestQuery:
     def test_what_would_be_drafted_and_why(self, here):
@@ -219,7 +230,7 @@ class TestQuery:
             "context": 2,
             "count": 2,
             "of": 4,
-            "probability": 0.5,
+            "probability": 2 / (4 + ESCAPE / 2),
         }
         assert len(answer["draft"]) == 4
         assert answer["documents"] == [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
@@ -229,7 +240,7 @@ class TestQuery:
         said = run("query", "i", "for,the ", "--top", "1")
         assert 'match: the last 2 of 4 tokens, seen 4 times: "the "' in said
         assert 'draft: "cat ' in said
-        assert re.search(r'"cat" *│ *2 tokens │ 2 of 4 │ *0\.500', said)
+        assert re.search(r'"cat" *│ *2 tokens │ 2 of 4 │ *0\.250', said)
         assert "  src/a.txt (2 times)\n  and 1 more\n" in said
 
     def test_nothing_known(self, here):

@@ -47,7 +47,7 @@ from freedraft.retrieval.index.format import (
     Section,
 )
 from freedraft.retrieval.index.segment import Segment, segment_bytes
-from freedraft.retrieval.query import documents_with, greedy_draft
+from freedraft.retrieval.query import documents_with, likeliest_draft
 from freedraft.retrieval.ragged import ragged
 
 ROWS = [[1, 2, 3, 1, 2, 4], [2, 3, 1, 2, 3], [5, 1, 2, 4], [2]]
@@ -358,7 +358,7 @@ def answered(segment, source):
     text = np.array([source.randrange(6) for _ in range(4)], np.int32)
     documents_with([segment], text[-1:])
     try:
-        drafted = greedy_draft([segment], text, 4)
+        drafted = likeliest_draft([segment], text, 4)
     except DamagedError:
         return False
     assert all(0 < one.probability <= 1 and one.token >= 0 for one in drafted)
@@ -399,7 +399,9 @@ DAMAGES = {
     **{f"an end at {v}": (*set_node(1, END, v), None) for v in [*EXTREMES, 0]},
     **{f"edges at {v}": (*set_node(0, EDGES, v), "edges") for v in [*EXTREMES, -1, 1]},
     **{f"{v} edges": (*set_node(0, DEGREE, v), "edges") for v in [*EXTREMES, -1]},
-    **{f"a count of {v}": (*set_node(0, COUNT, v), "occurrences") for v in [I32_MIN, 0, 5]},
+    **{f"a count of {v}": (*set_node(0, COUNT, v), "occurrences") for v in [I32_MIN, 0, 5, 1000]},
+    "another's link": (*set_node(4, LINK, 2), "suffix that it links to"),
+    "another's digest": (Section.DIGESTS, lambda digests: digests.put(0, ~digests[0]), "digest of document 0"),
     **{f"a likeliest token {v}": (*set_node(0, TOKEN, v), None) for v in [I32_MIN, I32_MAX, -1, 3]},
     **{f"a likeliest target {v}": (*set_node(0, TARGET, v), "edge") for v in EXTREMES},
     **{f"a likeliest label of {v}": (*set_node(0, LABEL, v), "edge") for v in [*EXTREMES, 0, -1]},

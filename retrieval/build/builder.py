@@ -55,6 +55,7 @@ class BuildReport:
         segments: written; a merge may have followed.
         seconds: it took.
         problems: what was skipped.
+        merge_failure: why the merge that should have followed did not; the documents are added all the same.
     """
 
     documents: int
@@ -63,6 +64,7 @@ class BuildReport:
     segments: int
     seconds: float
     problems: Problems = field(repr=False)
+    merge_failure: str | None = None
 
 
 def build_index(
@@ -118,6 +120,8 @@ def append_to_index(
 ) -> BuildReport:
     """Add the documents of `paths` to the index `folder`, and merge segments when there are too many.
 
+    A merge that fails, for want of room perhaps, leaves the documents added, and is tried again by the next append.
+
     Args:
         tokenizer: where the index's tokenizer is; None = where it was at the build.
         report: called often, with how far it is.
@@ -151,7 +155,10 @@ def append_to_index(
                     segments=(*manifest.segments, *entries),
                 )
             )
-            compact(writer, segment_tokens((options or BuildOptions()).max_memory, 0))
+            try:
+                compact(writer, segment_tokens((options or BuildOptions()).max_memory, 0))
+            except (OSError, MemoryError, CorpusIndexError) as error:
+                return replace(build.result(), merge_failure=f"{type(error).__name__}: {error}")
     return build.result()
 
 

@@ -1,7 +1,9 @@
-"""A build's progress on a terminal; nothing where there is none."""
+"""Progress on a terminal; nothing where there is none."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
 
@@ -72,6 +74,20 @@ class ProgressBar:
             total=progress.total_bytes,
             tokens=progress.tokens,
         )
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """Show that something is at work, and for how long, while it is entered.
+
+    Args:
+        console: on stderr; not a terminal = shows nothing.
+        what: is done.
+    """
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
+        bars.add_task(what, total=None)
+        yield
 
 
 class _Rate(ProgressColumn):

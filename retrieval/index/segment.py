@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.construct import compact_suffix_automaton
-from freedraft.retrieval.index.documents import Documents
+from freedraft.retrieval.index.documents import Documents, document_digest
 from freedraft.retrieval.index.errors import ChecksumError, DamagedError, NotFoundError, SectionError
 from freedraft.retrieval.index.files import open_regular
 from freedraft.retrieval.index.follow import (
@@ -189,12 +189,15 @@ class Segment:
         for section, place in self.header.sections.items():
             if digest(self._bytes[place.offset : place.offset + place.size]) != place.digest:
                 raise ChecksumError(f"{self.path.name}: the checksum of section {section.name} is wrong")
-        finding, where = validate_structure(self.automaton, self.starts)
+        finding, where = validate_structure(self.automaton, self.starts, self.header.min_count)
         if finding:
             raise DamagedError(f"{self.path.name}: {FINDINGS[finding]} (at {where})")
         highest = int(self.automaton.text.max(initial=-1))
         if highest >= vocabulary_size:
             raise DamagedError(f"{self.path.name}: token id {highest} is not one of 0..{vocabulary_size - 1}")
+        for document, (start, end) in enumerate(pairwise(self.starts.tolist())):
+            if document_digest(self.automaton.text[start : end - 1]) != self.digests[document].tobytes():
+                raise DamagedError(f"{self.path.name}: the digest of document {document} is not that of its tokens")
 
     def _array(self, section: Section) -> NDArray[Any]:
         place = self.header.sections[section]

@@ -17,6 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
+from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.documents import Documents, concatenate
 from freedraft.retrieval.index.errors import ManifestError, NotFoundError
 from freedraft.retrieval.index.format import digest
@@ -83,6 +84,7 @@ class IndexWriter:
 
     Raises:
         NotFoundError: no index there, without `create`.
+        InputError: with `create`, there is a file where the folder is to be.
         LockedError: another process writes it.
         VersionError: a newer freedraft wrote it; its files are left alone.
     """
@@ -95,7 +97,10 @@ class IndexWriter:
     def __enter__(self) -> IndexWriter:
         if self._create:
             self._made_folder = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InputError(f"{self.folder}: a file is in the way; an index is a folder") from error
         elif not (self.folder / MANIFEST).is_file():
             raise NotFoundError(f"{self.folder}: no index there (it would have a {MANIFEST})")
         self._lock = WriterLock(self.folder)

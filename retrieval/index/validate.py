@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freedraft.retrieval.index.follow import Automaton
+from freedraft.retrieval.index.follow import Automaton, find_edge
 from freedraft.retrieval.index.format import (
     BORDER,
     COUNT,
@@ -30,11 +30,12 @@ FINDINGS = {
     4: "a link leads out of the nodes, or not to a shorter string",
     5: "a node's text ends out of the text, or crosses a document's border",
     6: "the edges of a node are out of the edges, or overlap another's",
-    7: "a node has no continuation, or fewer occurrences than its continuations",
+    7: "a node has no continuation, or its occurrences are not those of its continuations",
     8: "the edges of a node are not in order of their tokens",
     9: "an edge leads out of the nodes, or not to a longer string",
     10: "an edge's text is out of the text, crosses a document's border, or does not begin with its token",
     11: "an edge's count is below 1, or above that of the likeliest continuation",
+    12: "what follows a node's string follows the suffix that it links to less often",
 }
 
 
@@ -69,11 +70,12 @@ def check_edge(automaton: Automaton, starts: Int64, node: int, token: int, targe
 
 
 @kernel
-def validate_structure(automaton: Automaton, starts: Int64) -> tuple[int, int]:
+def validate_structure(automaton: Automaton, starts: Int64, min_count: int) -> tuple[int, int]:
     """Check what a sound segment promises; return the number of the first of `FINDINGS`, 0 = none, and its node.
 
     Args:
         starts: int64 `(documents + 1,)`, checked already to rise from 0 to the text's length.
+        min_count: of the segment; where it is 1, no continuation was dropped.
     """
     text, nodes, edges = automaton
     for document in range(len(starts) - 1):
@@ -115,10 +117,24 @@ def validate_structure(automaton: Automaton, starts: Int64) -> tuple[int, int]:
             if finding != 0:
                 return finding, node
             total += edge[EDGE_TIMES]
-        if total > row[COUNT]:
+        if total > row[COUNT] or (min_count <= 1 and total != row[COUNT]):
             return 7, node
     if expected != len(edges):
         return 6, len(nodes)
+    return check_links(automaton)
+
+
+@kernel
+def check_links(automaton: Automaton) -> tuple[int, int]:
+    """Check that every continuation of a node is one of its link's; the rest of the structure is sound."""
+    _, nodes, edges = automaton
+    for node in range(1, len(nodes)):
+        row = nodes[node]
+        if find_edge(nodes, edges, row[LINK], row[TOKEN])[2] < row[TIMES]:
+            return 12, node
+        for edge in edges[row[EDGES] : row[EDGES] + row[DEGREE]]:
+            if find_edge(nodes, edges, row[LINK], edge[EDGE_TOKEN])[2] < edge[EDGE_TIMES]:
+                return 12, node
     return 0, 0
 
 
