@@ -22,15 +22,8 @@ class SimulatedDriver:
 
     def compiled(self, simulated):
         """A stand-in for `simulated` as numba-cuda has kernels that it compiles."""
-        handle = len(self.kernels) + 1
         self.kernels.append((simulated, []))
-
-        def compile_for(types):
-            self.kernels[handle - 1][1][:] = types
-            library = SimpleNamespace(get_cufunc=lambda: SimpleNamespace(handle=handle))
-            return SimpleNamespace(bind=lambda: None, _codelibrary=library)
-
-        return SimpleNamespace(compile=compile_for, py_func=simulated.fn, simulated=simulated)
+        return CompiledStandIn(simulated, len(self.kernels), self.kernels[-1][1])
 
     def launch(self, function, *given):
         """As cuLaunchKernel."""
@@ -56,6 +49,21 @@ class SimulatedDriver:
         monkeypatch.setattr(on_gpu, "scan_kernel", lambda threads: self.compiled(scan_kernel(threads)))
         monkeypatch.setattr(corpus_on_gpu, "corpus_kernel", self.compiled(corpus_on_gpu.corpus_kernel))
         return self
+
+
+class CompiledStandIn:
+    """A simulated kernel that is also asked for its machine code; notes the types in `types`."""
+
+    def __init__(self, simulated, handle, types):
+        self.simulated, self.py_func, self._handle, self._types = simulated, simulated.fn, handle, types
+
+    def compile(self, types):
+        self._types[:] = types
+        library = SimpleNamespace(get_cufunc=lambda: SimpleNamespace(handle=self._handle))
+        return SimpleNamespace(bind=lambda: None, _codelibrary=library)
+
+    def __getitem__(self, configuration):
+        return self.simulated[configuration]
 
 
 def decoded(types, parameters):

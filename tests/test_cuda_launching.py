@@ -99,6 +99,7 @@ if SIMULATED:
     from freedraft.retrieval.cuda.on_gpu import DeviceScan
     from freedraft.retrieval.cuda.rules import Rules
     from freedraft.retrieval.cuda.step import prepared_step
+    from freedraft.retrieval.errors import InputError
 
     def outputs(rows, columns=4):
         return (
@@ -127,6 +128,9 @@ if SIMULATED:
             draft_on_cpu(batch.tokens, batch.lengths, rows, active, *expected, Rules(budget=number - 1))
             for ours, twin in zip((drafts, probability, counts), expected, strict=True):
                 np.testing.assert_array_equal(ours[:number], twin)
+        with pytest.raises(InputError, match="made for 4 rows, got 5"):
+            step(5, rows.ctypes.data, active.ctypes.data, 1, 17)
+        step(0, 0, 0, 1, 17)
         assert driver.launches == [((2, 4), 8, 17), ((2, 2), 8, 17), ((2, 3), 8, 17)]
 
 else:
@@ -197,7 +201,7 @@ else:
     def test_prepared_steps_draft_the_same_under_the_simulator():
         ran = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"},
             cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,

@@ -235,6 +235,19 @@ else:
         runner.speculator.init_cudagraph_manager(None)
         runner.speculator.capture()
 
+    def test_simulated_the_start_is_told_in_vllms_log(vllm_classes, states, monkeypatch):
+        ours, theirs = logging.getLogger("freedraft"), logging.getLogger("vllm")
+        lines = []
+        handler = logging.Handler()
+        handler.emit = lambda record: lines.append(record.getMessage())
+        monkeypatch.setattr(ours, "handlers", [])
+        monkeypatch.setattr(theirs, "handlers", [handler])
+        monkeypatch.setattr(ours, "level", logging.NOTSET)
+        monkeypatch.setattr(theirs, "level", logging.INFO)
+        vllm_classes.make({"freedraft": {}}, states)
+        told = f"in the place of vLLM's n-gram kernel: {SLOTS} requests of {WIDTH} tokens, {K} drafts"
+        assert [line for line in lines if told in line]
+
     def test_simulated_drafts_are_those_of_the_definition_as_slots_change_owner(runner):
         runner.add("a", [1, 2, 3, 4, 1, 2])
         runner.add("b", [9, 8, 9, 8, 9])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import struct
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,7 @@ class PreparedLaunch:
         Raises:
             AttributeError, ImportError, TypeError: numba-cuda or cuda-python is not as it was.
         """
-        from cuda.bindings import driver
-
+        driver: Any = import_module("cuda.bindings.driver")
         compiled = kernel.compile(tuple(type_of(argument) for argument in arguments))
         compiled.bind()
         self._kept = compiled, arguments

@@ -9,6 +9,7 @@ from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
 from freedraft.retrieval.cuda.launching import PreparedLaunch
 from freedraft.retrieval.cuda.on_gpu import DeviceScan
 from freedraft.retrieval.cuda.rules import Rules
+from freedraft.retrieval.errors import InputError
 
 
 class PreparedStep:
@@ -35,8 +36,13 @@ class PreparedStep:
             stream: the handle of a CUDA stream.
 
         Raises:
+            InputError: more rows than the arrays have.
             LaunchError: the driver refused.
         """
+        if batch > self._scan.batch:
+            raise InputError(f"prepared step: made for {self._scan.batch} rows, got {batch}")
+        if batch < 1:
+            return
         for launch in (self._scan_launch, *self._corpus_launches):
             launch.change("rows", rows)
             launch.change("active", active)

@@ -143,14 +143,13 @@ class ScanSpeculator(BaseSpeculator):
             self._addresses = addresses
             self._views.clear()
             self._step = self._prepared_step()
-        if self._step is not None and self._is_like(slots, self._rows) and self._is_like(sampled, self._active):
-            self._step(requests, slots.data_ptr(), sampled.data_ptr(), budget, self._streams.handle())
-            return
-        self._rows[:requests].copy_(slots[:requests])
-        self._active[:requests].copy_(sampled[:requests])
+        if self._step is None or not (
+            can_stand_in(slots, self._rows, requests) and can_stand_in(sampled, self._active, requests)
+        ):
+            slots = self._rows[:requests].copy_(slots[:requests])
+            sampled = self._active[:requests].copy_(sampled[:requests])
         if self._step is not None:
-            handle = self._streams.handle()
-            self._step(requests, self._rows.data_ptr(), self._active.data_ptr(), budget, handle)
+            self._step(requests, slots.data_ptr(), sampled.data_ptr(), budget, self._streams.handle())
             return
         rules = replace(self.rules, budget=budget)
         inputs, outputs = self._arrays(requests)
@@ -158,11 +157,6 @@ class ScanSpeculator(BaseSpeculator):
         self._scan.launch(inputs, outputs, rules, stream)
         if self._corpus is not None:
             self._corpus.launch(inputs, outputs, rules, stream)
-
-    @staticmethod
-    def _is_like(tensor: torch.Tensor, ours: torch.Tensor) -> bool:
-        """Whether kernels may read `tensor` in the place of ours: the same type, the same device, without gaps."""
-        return tensor.dtype is ours.dtype and tensor.device == ours.device and tensor.is_contiguous()
 
     def _prepared_step(self) -> PreparedStep | None:
         inputs, outputs = self._arrays(len(self._rows))
@@ -180,3 +174,13 @@ class ScanSpeculator(BaseSpeculator):
 
     def _current_addresses(self) -> tuple[int, int]:
         return self.req_states.all_token_ids.gpu.data_ptr(), self.req_states.total_len.gpu.data_ptr()
+
+
+def can_stand_in(tensor: torch.Tensor, ours: torch.Tensor, requests: int) -> bool:
+    """Whether kernels may read the first `requests` elements of `tensor` in the place of ours."""
+    return (
+        tensor.dtype is ours.dtype
+        and tensor.device == ours.device
+        and tensor.is_contiguous()
+        and tensor.numel() >= requests
+    )
