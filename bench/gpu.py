@@ -3,44 +3,45 @@
 python bench/gpu.py [--check-only] [--batches 1 32 256] [--lengths 1024 8192 32768 131072] [--out FOLDER]
 
 The check comes first and ends the run when anything differs. With NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 and
---check-only it needs no GPU. Times are from CUDA events. Beside each: a copy of the same bytes from device to device
-and, where vLLM is installed, vLLM's own n-gram kernels on the same tokens. Drafting from an index is timed by itself,
-with sequences that are parts of its documents.
+--check-only it needs no GPU. Times are from CUDA events, in microseconds a step:
+
+  numba      launched through Numba
+  prepared   launched by one driver call, as the speculator does; steps follow one another, so most tokens are in the L2
+             cache if they fit
+  cold       likewise, after other memory was read through the cache
+  graph      prepared, as a CUDA graph (needs torch)
+  copy       a copy of as many bytes from device to device; copy cold: likewise after other memory
+  vllm       vLLM's own n-gram kernels on the same tokens, where vLLM has them (they are of its V2 runner)
+
+`host` is what a launch costs the host. Drafting from an index is timed by itself, with sequences that are parts of its
+documents. The result, with the hardware, driver and versions, goes to bench/results/gpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from gpu_check import DRAFTED, SIMULATED, check, check_corpus, index_of, made_up
 from harness import median, save, show
 from numba import cuda
+from nvidia_smi import described
 
-from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
-from freedraft.retrieval.cuda.corpus_rows import SEEN_FIELDS, draft_rows_on_cpu
-from freedraft.retrieval.cuda.on_cpu import draft_on_cpu
-from freedraft.retrieval.cuda.on_gpu import DeviceScan
+from freedraft.retrieval.cuda.corpus_on_gpu import THREADS, DeviceCorpus
+from freedraft.retrieval.cuda.launching import address
+from freedraft.retrieval.cuda.on_gpu import BLOCKS_PER_PROCESSOR, DeviceScan, processors
 from freedraft.retrieval.cuda.rules import Rules
-from freedraft.retrieval.index.follow import CURSOR_FIELDS
-from freedraft.retrieval.index.segment import Segment
-from freedraft.retrieval.index.store import CorpusIndex
+from freedraft.retrieval.cuda.step import prepared_step
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import scan_batches
-from small_index import create
-
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-DRAFTED = 8
 WARM, REPEATS, STEPS = 5, 20, 20
-PACKAGES = ("numba-cuda", "cuda-bindings", "cuda-core", "triton")
+FLUSHED = 256 << 20
+PACKAGES = ("numba-cuda", "cuda-bindings", "cuda-core", "nvidia-nvvm", "triton")
+SHARES = (2, 4, 8, 16, 32)
 
 
 def main() -> None:
@@ -55,95 +56,97 @@ def main() -> None:
     if not SIMULATED and not cuda.is_available():
         parser.error("no GPU that Numba can use; NUMBA_ENABLE_CUDASIM=1 with --check-only checks without one")
     checked = check() + check_corpus()
-    print(f"{checked} batches: the GPU's drafts, probabilities and counts equal the CPU's")
+    print(f"{checked} batches: the GPU's drafts, probabilities and counts equal the CPU's", flush=True)
     if chosen.check_only:
         return
-    rows = []
-    for text in ("ordinary", "one token only"):
+    results: dict[str, Any] = {"gpu": hardware(), "batches_checked": checked, "results": [], "blocks": []}
+    for text in ("ordinary", "one token only", "nearly as long"):
         for length in chosen.lengths:
+            every = made_up(text, max(chosen.batches), length, np.random.default_rng(length))
             for batch in chosen.batches:
-                rows.append(measure(text, batch, length))
-                print(rows[-1], flush=True)
-    from_index = measure_corpus(chosen.batches)
-    table = [{name: value for name, value in row.items() if not name.endswith("error")} for row in rows]
+                sizes = Sizes(text, every[:batch])
+                results["prepared launches"] = sizes.step is not None
+                results["results"].append(sizes.measured())
+                print(results["results"][-1], flush=True)
+                # Kept as they come, so that a run that is cut off leaves what it has.
+                save("gpu", results, chosen.out)
+    for batch in chosen.batches:
+        results["blocks"].append(blocks_compared(batch, 32768))
+    results["index"] = measure_corpus(chosen.batches)
+    table = [{name: value for name, value in row.items() if not name.endswith("error")} for row in results["results"]]
     show(f"Drafting {DRAFTED} tokens a sequence, microseconds a step", table)
-    show("Drafting from an index, microseconds a step", from_index)
-    results = {"gpu": hardware(), "batches_checked": checked, "results": rows, "index": from_index}
+    show(f"Blocks of a launch for each processor (default {BLOCKS_PER_PROCESSOR}), 32k tokens", results["blocks"])
+    show("Drafting from an index, microseconds a step", results["index"])
     print("written to", save("gpu", results, chosen.out))
 
 
-def check() -> int:
-    """Compare the kernels with their twins; the number of batches, or an AssertionError that shows the difference."""
-    generator = np.random.default_rng(1)
-    rules = [Rules(), Rules(5, 2), Rules(64, 1, 3, 0.25)]
-    batches = list(scan_batches.adversarial().values())
-    batches += [scan_batches.random_batch(generator) for _ in range(4 if SIMULATED else 200)]
-    sizes = {"blocks": 12, "threads": 8} if SIMULATED else {"blocks": 24, "threads": 32}
-    checked = 0
-    for batch in batches:
-        for rule in rules[:1] if SIMULATED else rules:
-            compare(batch, rule, sizes)
-            checked += 1
-    if not SIMULATED:
-        for name in ("ordinary", "one token only"):
-            tokens = made_up(name, 16, 40_000, generator)
-            lengths = generator.integers(0, 40_001, 16)
-            lengths[:4] = 40_000, 39_999, 1, 0
-            rows, active = generator.permutation(16), np.ones(16)
-            batch = scan_batches.Batch(tokens, lengths.astype(np.int32), rows.astype(np.int64), active.astype(np.int32))
-            compare(batch, Rules(), {})
-            checked += 1
-    return checked
+class Sizes:
+    """Sequences of one text and size on the device, and the ways to draft for them."""
 
-
-def compare(batch: Any, rules: Rules, sizes: dict[str, int]) -> None:
-    rows = len(batch.rows)
-
-    def poisoned() -> tuple[Any, ...]:
-        return (
-            np.full((rows, DRAFTED), -99, np.int64),
-            np.full((rows, DRAFTED), np.nan, np.float32),
-            np.full(rows, -99, np.int32),
+    def __init__(self, text: str, tokens: Any, blocks: int | None = None) -> None:
+        batch, length = tokens.shape
+        self.text, self.batch, self.length = text, batch, length
+        self.tokens = cuda.to_device(np.ascontiguousarray(tokens))
+        # A draft must fit in the width, so the sequences end a draft before it.
+        lengths = cuda.to_device(np.full(batch, length - DRAFTED, np.int32))
+        rows = cuda.to_device(np.arange(batch, dtype=np.int64))
+        active = cuda.to_device(np.ones(batch, np.int32))
+        self.inputs = self.tokens, lengths, rows, active
+        self.outputs = (
+            cuda.device_array((batch, DRAFTED), np.int64),
+            cuda.device_array((batch, DRAFTED), np.float32),
+            cuda.device_array(batch, np.int32),
         )
+        self.scan = DeviceScan(batch, length, blocks=blocks)
+        # None where numba-cuda is not as it was known; then Numba launches, as in the speculator.
+        self.step = prepared_step(self.scan, None, self.inputs, self.outputs, Rules())
+        self._changed = address(rows), address(active)
 
-    expected = poisoned()
-    draft_on_cpu(*batch, *expected, rules)
-    written = [cuda.to_device(array) for array in poisoned()]
-    DeviceScan(rows, batch.tokens.shape[1], **sizes).draft(*map(cuda.to_device, batch), *written, rules)
-    for ours, twin in zip(written, expected, strict=True):
-        np.testing.assert_array_equal(ours.copy_to_host(), twin)
+    def launched(self) -> None:
+        self.scan.launch(self.inputs, self.outputs, Rules())
+
+    def prepared(self, stream: int = 0) -> None:
+        if self.step is None:
+            self.scan.launch(self.inputs, self.outputs, Rules(), cuda.external_stream(stream) if stream else 0)
+        else:
+            self.step(self.batch, *self._changed, DRAFTED, stream)
+
+    def measured(self) -> dict[str, Any]:
+        """Times for one size, as medians over repeats of the mean of STEPS steps that follow one another."""
+        other = cuda.device_array((self.batch, self.length), np.int32)
+        flushed = cuda.to_device(np.zeros(FLUSHED // 4, np.int32))
+
+        def copy() -> None:
+            other.copy_to_device(self.tokens)
+
+        row: dict[str, Any] = {
+            "text": self.text,
+            "sequences": self.batch,
+            "tokens each": self.length,
+            "numba": timed(self.launched),
+            "numba host": host(self.launched),
+            "prepared": timed(self.prepared),
+            "prepared host": host(self.prepared),
+            "cold": timed_cold(self.prepared, flushed),
+            "copy": timed(copy),
+            "copy cold": timed_cold(copy, flushed),
+        }
+        row.update(attempt("graph", lambda: timed(captured(self.prepared))))
+        row.update(attempt("vllm", lambda: timed(vllm_step(*self.inputs))))
+        row.update(attempt("speculator", lambda: timed(speculator_step(*self.inputs))))
+        row["x copy"] = round((row["graph"] or row["prepared"]) / row["copy"], 2)
+        row["x copy cold"] = round(row["cold"] / row["copy cold"], 2)
+        row["vllm / ours"] = round(row["vllm"] / row["prepared"], 2) if row["vllm"] else None
+        return row
 
 
-def check_corpus() -> int:
-    """Compare drafting from an index, over steps in which sequences grow; the number of batches."""
-    generator = np.random.default_rng(2)
-    slots, width, steps = (4, 96, 3) if SIMULATED else (64, 2048, 40)
-    segments = index_of(generator.integers(0, 9, (4, 4 * width)))
-    device = DeviceCorpus(segments, slots, slots)
-    states = [(np.zeros((slots, CURSOR_FIELDS), np.int32), np.zeros((slots, SEEN_FIELDS), np.int32)) for _ in segments]
-    tokens = generator.integers(0, 9, (slots, width)).astype(np.int32)
-    lengths = generator.integers(0, width // 2, slots).astype(np.int32)
-    active = np.ones(slots, np.int32)
-    for _ in range(steps):
-        lengths += generator.integers(0, 6, slots).astype(np.int32)
-        rows = generator.permutation(slots)
-        expected = (np.zeros((slots, DRAFTED), np.int64), np.zeros((slots, DRAFTED), np.float32), active * 0)
-        written = [cuda.to_device(array) for array in expected]
-        for segment, state in zip(segments, states, strict=True):
-            draft_rows_on_cpu(
-                segment.automaton, *state, tokens, lengths, rows, active, DRAFTED, device.min_match, 0.0, *expected
-            )
-        device.draft(*map(cuda.to_device, (tokens, lengths, rows, active)), *written, Rules())
-        for ours, twin in zip(written, expected, strict=True):
-            np.testing.assert_array_equal(ours.copy_to_host(), twin)
-    return steps
-
-
-def index_of(documents: Any) -> list[Segment]:
-    """The segment of an index of these documents, a row each."""
-    with tempfile.TemporaryDirectory() as folder:
-        # Mapped files stay readable when their folder has gone.
-        return list(CorpusIndex(Path(create(Path(folder) / "i", documents))).segments)
+def blocks_compared(batch: int, length: int) -> dict[str, Any]:
+    """Prepared steps with other numbers of blocks, on ordinary text."""
+    tokens = made_up("ordinary", batch, length, np.random.default_rng(4))
+    row: dict[str, Any] = {"sequences": batch}
+    for share in SHARES:
+        row[str(share)] = timed(Sizes("ordinary", tokens, share * processors()).prepared)
+    return row
 
 
 def measure_corpus(batches: list[int]) -> list[dict[str, Any]]:
@@ -154,18 +157,29 @@ def measure_corpus(batches: list[int]) -> list[dict[str, Any]]:
     for batch in batches:
         device = DeviceCorpus(segments, batch, batch)
         inputs = [documents[:batch], np.full(batch, 2048, np.int32), np.arange(batch), np.ones(batch, np.int32)]
-        tokens, lengths, rows, active = map(cuda.to_device, inputs)
+        arrays = tuple(map(cuda.to_device, inputs))
         outputs = (
             cuda.device_array((batch, DRAFTED), np.int64),
             cuda.to_device(np.zeros((batch, DRAFTED), np.float32)),
             cuda.device_array(batch, np.int32),
         )
+        (launch,) = device.prepare(arrays, outputs, Rules())
 
-        def step(arrays: Any = (tokens, lengths, rows, active), outputs: Any = outputs, device: Any = device) -> None:
+        def longer(arrays: Any = arrays, outputs: Any = outputs) -> None:
             one_longer[1, 256](arrays[1], outputs[1])
-            device.launch(arrays, outputs, Rules())
 
-        rows_measured.append({"sequences": batch, "MiB": device.bytes >> 20, "launched": timed(step)})
+        def step(
+            longer: Any = longer, launch: Any = launch, device: Any = device, given: Any = (arrays, outputs)
+        ) -> None:
+            longer()
+            if launch is None:
+                device.launch(*given, Rules())
+            else:
+                launch(device.grid(len(given[1][2])), THREADS, 0)
+
+        rows_measured.append(
+            {"sequences": batch, "MiB": device.bytes >> 20, "one longer": timed(longer), "and drafting": timed(step)}
+        )
         print(rows_measured[-1], flush=True)
     return rows_measured
 
@@ -181,46 +195,14 @@ def one_longer(lengths: Any, probability: Any) -> None:
         row += cuda.blockDim.x
 
 
-def made_up(name: str, rows: int, length: int, generator: np.random.Generator) -> Any:
-    """Token ids int32 `(rows, length)`: of a large vocabulary with repeated passages, or all the same."""
-    if name == "one token only":
-        return np.full((rows, length), 7, np.int32)
-    tokens = generator.zipf(1.3, (rows, length)).clip(max=100_000).astype(np.int32)
-    passage = length // 10
-    tokens[:, -passage:] = tokens[:, passage : 2 * passage]
-    return tokens
-
-
-def measure(name: str, batch: int, length: int) -> dict[str, Any]:
-    """Times for one size, as medians over repeats of the mean of STEPS steps that follow one another."""
-    tokens = cuda.to_device(made_up(name, batch, length, np.random.default_rng(batch)))
-    # A draft must fit in the width, so the sequences end a draft before it.
-    lengths = cuda.to_device(np.full(batch, length - DRAFTED, np.int32))
-    rows = cuda.to_device(np.arange(batch, dtype=np.int64))
-    active = cuda.to_device(np.ones(batch, np.int32))
-    drafts = cuda.device_array((batch, DRAFTED), np.int64)
-    probability = cuda.device_array((batch, DRAFTED), np.float32)
-    counts = cuda.device_array(batch, np.int32)
-    copy = cuda.device_array((batch, length), np.int32)
-    scan = DeviceScan(batch, length)
-    inputs, outputs = (tokens, lengths, rows, active), (drafts, probability, counts)
-
-    def step(stream: Any = 0) -> None:
-        scan.launch(inputs, outputs, Rules(), stream)
-
-    row: dict[str, Any] = {
-        "text": name,
-        "sequences": batch,
-        "tokens each": length,
-        "launched": timed(step),
-        "copy": timed(lambda: copy.copy_to_device(tokens)),
-    }
-    row.update(attempt("graph", lambda: timed(captured(step))))
-    row.update(attempt("vllm", lambda: timed(vllm_step(tokens, lengths, rows, active))))
-    fastest = row["graph"] or row["launched"]
-    row["x copy"] = round(fastest / row["copy"], 2)
-    row["vllm / ours"] = round(row["vllm"] / row["launched"], 2) if row["vllm"] else None
-    return row
+@cuda.jit
+def read_over(memory: Any) -> None:
+    """Read memory, all zeros, so that it takes the place of what was in the cache, as a model's weights do."""
+    total = 0
+    for at in range(cuda.grid(1), memory.shape[0], cuda.gridsize(1)):
+        total += memory[at]
+    if total != 0:
+        memory[0] = total
 
 
 def attempt(name: str, call: Callable[[], float]) -> dict[str, Any]:
@@ -247,20 +229,46 @@ def timed(step: Callable[[], Any]) -> float:
     return round(median(times), 2)
 
 
-def captured(step: Callable[[Any], None]) -> Callable[[], None]:
+def timed_cold(step: Callable[[], Any], flushed: Any) -> float:
+    """Microseconds of a step each time after `flushed` was read, which keeps the device busy until it is launched."""
+    begin, end = cuda.event(timing=True), cuda.event(timing=True)
+    times = []
+    for _ in range(WARM + REPEATS):
+        read_over[8 * processors(), 256](flushed)
+        begin.record()
+        step()
+        end.record()
+        end.synchronize()
+        times.append(cuda.event_elapsed_time(begin, end) * 1e3)
+    return round(median(times[WARM:]), 2)
+
+
+def host(step: Callable[[], Any]) -> float:
+    """Microseconds that the host spends on a step; it waits for the device between repeats only."""
+    times = []
+    for _ in range(WARM + REPEATS):
+        cuda.synchronize()
+        start = perf_counter()
+        for _ in range(STEPS):
+            step()
+        times.append((perf_counter() - start) * 1e6 / STEPS)
+    cuda.synchronize()
+    return round(median(times[WARM:]), 2)
+
+
+def captured(step: Callable[[int], None]) -> Callable[[], None]:
     """The step as a CUDA graph, which takes the host's part of a launch out of the time."""
     import torch
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        step(cuda.external_stream(torch.cuda.current_stream().cuda_stream))
+        step(torch.cuda.current_stream().cuda_stream)
     return graph.replay
 
 
-def vllm_step(tokens: Any, lengths: Any, rows: Any, active: Any) -> Callable[[], None]:
-    """vLLM's own drafting step on the same memory, with its default of matches of five tokens."""
+def runner_of(tokens: Any, lengths: Any, rows: Any, active: Any) -> tuple[Any, ...]:
+    """What a speculator of vLLM's V2 runner is made with and called with, on the same memory."""
     import torch
-    from vllm.v1.worker.gpu.spec_decode.ngram.speculator import NgramGPUSpeculator
 
     batch, width = tokens.shape
     shared = [torch.as_tensor(array, device="cuda") for array in (tokens, lengths, rows, active)]
@@ -269,17 +277,37 @@ def vllm_step(tokens: Any, lengths: Any, rows: Any, active: Any) -> Callable[[],
             method="ngram_gpu", prompt_lookup_min=5, prompt_lookup_max=5, num_speculative_tokens=DRAFTED
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=batch),
+        parallel_config=SimpleNamespace(tensor_parallel_size=1),
         model_config=SimpleNamespace(max_model_len=width),
-        additional_config={},
+        additional_config={"freedraft": {}},
     )
     states = SimpleNamespace(all_token_ids=SimpleNamespace(gpu=shared[0]), total_len=SimpleNamespace(gpu=shared[1]))
-    own = NgramGPUSpeculator(config, torch.device("cuda"), states)
     last = torch.zeros(batch, 1, dtype=torch.int64, device="cuda")
     inputs = SimpleNamespace(num_reqs=batch, idx_mapping=shared[2])
+    return config, torch.device("cuda", torch.cuda.current_device()), states, inputs, shared[3], last
+
+
+def vllm_step(*arrays: Any) -> Callable[[], None]:
+    """vLLM's own drafting step on the same memory, with its default of matches of five tokens."""
+    from vllm.v1.worker.gpu.spec_decode.ngram.speculator import NgramGPUSpeculator
+
+    return proposing(NgramGPUSpeculator, arrays)
+
+
+def speculator_step(*arrays: Any) -> Callable[[], None]:
+    """freedraft's whole step in vLLM's V2 runner, the host's part included."""
+    from freedraft.integrations.vllm.gpu.speculator import ScanSpeculator
+
+    return proposing(ScanSpeculator, arrays)
+
+
+def proposing(speculator: type, arrays: tuple[Any, ...]) -> Callable[[], None]:
+    config, device, states, inputs, sampled, last = runner_of(*arrays)
+    made = speculator(config, device, states)
     unused = [None] * 4
 
     def step() -> None:
-        own.propose(inputs, *unused, shared[3], None, last, None, None, None)
+        made.propose(inputs, *unused, sampled, None, last, None, None, None)
 
     return step
 
@@ -290,12 +318,13 @@ def hardware() -> dict[str, Any]:
 
     device = cuda.get_current_device()
     name = device.name.decode() if isinstance(device.name, bytes) else device.name
-    found: dict[str, Any] = {"device": name, "compute_capability": list(device.compute_capability), "packages": {}}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        found["driver"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        found["driver"] = f"unknown ({error})"
+    found: dict[str, Any] = {
+        "device": name,
+        "compute_capability": list(device.compute_capability),
+        "processors": processors(),
+        "driver": described(),
+        "packages": {},
+    }
     for package in PACKAGES:
         try:
             found["packages"][package] = version(package)
