@@ -1,10 +1,11 @@
 """Decode with `generate` and the demo model: plain, transformers' prompt lookup, and freedraft's drafters.
 
-All methods answer the same prompts of four tasks, one prompt after the other, taking turns, so that noise hits them
-alike. Each drafter object was warmed up with prompts of each task that are not measured: kernels, and what pacing and
-the mixer learn. Replies are compared with plain's.
+All methods answer the same prompts of four tasks, taking turns at every prompt and beginning with another one each
+time, so that noise hits them alike. Each drafter object was warmed up with prompts of each task that are not measured:
+kernels, and what pacing and the mixer learn. Every reply is compared with plain's; one that differs must leave it where
+plain's two best tokens are nearly equal, or the run fails.
 
-    python bench/generate_live.py [--tokens 48] [--prompts 2] [--only METHOD ...] [--out FOLDER]
+    python bench/generate_live.py [--tokens 40] [--prompts 2] [--only METHOD ...] [--all] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,108 +33,208 @@ from freedraft.integrations.hf import Speculative
 from freedraft.integrations.hf.smollm2 import demo_model_path
 
 BATCH = 4
+TIE = 1e-3
+"""Logits this near are a tie: blocks of tokens are computed with other kernels than single ones."""
 PLAIN = "plain"
 LOOKUP = "transformers prompt lookup"
 DRAFTERS: dict[str, dict[str, Any]] = {
     "prompt_lookup": {"drafter": "prompt_lookup"},
     "suffix_automaton": {"drafter": "suffix_automaton"},
-    "token_recycling": {"drafter": "token_recycling"},
-    "lookahead": {"drafter": "lookahead"},
+    "token_recycling, paced": {"drafter": "token_recycling", "pacing": "on"},
+    "lookahead, paced": {"drafter": "lookahead", "pacing": "on"},
     "jacobi": {"drafter": "jacobi"},
     "fusion": {"drafter": "fusion"},
     "fusion with recycling": {"drafter": "fusion", "recycling": True},
     "fusion with recycling, trees": {"drafter": "fusion", "recycling": True, "shape": "tree"},
+}
+SLOW: dict[str, dict[str, Any]] = {
+    "token_recycling": {"drafter": "token_recycling"},
+    "lookahead": {"drafter": "lookahead"},
+    "jacobi, paced": {"drafter": "jacobi", "pacing": "on"},
     "fusion, unpaced": {"drafter": "fusion", "pacing": "off"},
     "fusion with recycling, unpaced": {"drafter": "fusion", "recycling": True, "pacing": "off"},
 }
-Answer = tuple[list[list[int]], float, int]
-"""Replies, seconds, and a sequence's steps in all; 0 steps = not known."""
+"""Without pacing a CPU verifies more than pays: these take most of the time, and are left out unless asked for."""
 
 
-def methods(model: Any, tokens: int, drafters: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[Any], Answer]]:
-    """Name -> one that answers a batch of inputs; each keeps its drafter, and `drafters` has its configuration."""
+@dataclass
+class Passes:
+    """The forward passes of one call: how many, and the seconds of each, the one over the prompt first."""
 
-    def generate(inputs: Any, **options: Any) -> tuple[list[list[int]], float]:
-        started = perf_counter()
-        output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
-        seconds = perf_counter() - started
-        return output[:, inputs["input_ids"].shape[1] :].tolist(), seconds
+    seconds: list[float] = field(default_factory=list)
 
-    def speculating(ours: Speculative) -> Callable[[Any], Answer]:
-        def answer(inputs: Any) -> Answer:
-            replies, seconds = generate(inputs, custom_generate=ours)
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Time what `model` is asked meanwhile."""
+        started = 0.0
+
+        def before(*_: Any) -> None:
+            nonlocal started
+            started = perf_counter()
+
+        handles = (
+            model.register_forward_pre_hook(before),
+            model.register_forward_hook(lambda *_: self.seconds.append(perf_counter() - started)),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@dataclass
+class Answer:
+    """What a method made of a batch of prompts.
+
+    Attributes:
+        replies: token ids.
+        seconds: from end to end.
+        forward: seconds of each forward pass but the one over the prompt.
+        steps: forward passes, each counted for every sequence in it.
+    """
+
+    replies: list[list[int]]
+    seconds: float
+    forward: list[float]
+    steps: int
+
+
+def method(model: Any, tokens: int, ours: Speculative | None = None, **options: Any) -> Callable[[Any], Answer]:
+    """One that answers a batch of inputs with `tokens` tokens each; `ours` keeps its drafter from call to call."""
+    if ours is not None:
+        options["custom_generate"] = ours
+
+    def answer(inputs: Any) -> Answer:
+        passes = Passes()
+        with passes.watching(model):
+            started = perf_counter()
+            output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
+            seconds = perf_counter() - started
+        steps = len(passes.seconds) * len(output)
+        if ours is not None:
+            # A row that has ended is in no pass any more.
             assert ours.statistics is not None
             assert ours.statistics.drafter_errors == 0
-            return replies, seconds, ours.statistics.steps
+            steps = ours.statistics.steps
+        return Answer(output[:, inputs["input_ids"].shape[1] :].tolist(), seconds, passes.seconds[1:], steps)
 
-        return answer
+    return answer
 
-    found: dict[str, Callable[[Any], Answer]] = {
-        PLAIN: lambda inputs: (*generate(inputs), tokens * len(inputs["input_ids"])),
-        LOOKUP: lambda inputs: (*generate(inputs, prompt_lookup_num_tokens=10), 0),
-    }
-    return found | {
-        f"freedraft {name}": speculating(Speculative(config=dict(config))) for name, config in drafters.items()
-    }
+
+def left_at_a_tie(model: Any, ids: torch.Tensor, expected: Sequence[int], reply: Sequence[int]) -> bool:
+    """Whether `reply` leaves `expected` where plain's logits of both tokens are nearly equal.
+
+    Args:
+        ids: int64 `(length,)`, the prompt without padding.
+    """
+    place = next(i for i, (token, other) in enumerate(zip(reply, expected, strict=True)) if token != other)
+    text = torch.cat([ids, torch.tensor(expected[:place], dtype=torch.long)])
+    with torch.inference_mode():
+        logits = model(text[None]).logits[0, -1]
+    return abs(float(logits[expected[place]] - logits[reply[place]])) < TIE
+
+
+def measure(
+    model: Any, tokenizer: Any, answering: Mapping[str, Callable[[Any], Answer]], warm: int, single: int
+) -> dict[tuple[int, str], list[tuple[Any, dict[str, Answer]]]]:
+    """(batch size, task) -> for each batch its inputs, and what every method made of them."""
+    measured: dict[tuple[int, str], list[tuple[Any, dict[str, Answer]]]] = {}
+    chats = {task: [prompt(text) for text in texts] for task, texts in tasks(warm + single + BATCH).items()}
+    for texts in chats.values():
+        for text in texts[:warm]:
+            inputs = tokenizer(text, return_tensors="pt")
+            for answer in answering.values():
+                answer(inputs)
+    print("warm", flush=True)
+    names = list(answering)
+    turn = 0
+    for task, texts in chats.items():
+        for batch in [*([text] for text in texts[warm:-BATCH]), texts[-BATCH:]]:
+            inputs = tokenizer(batch, return_tensors="pt", padding=True)
+            answers = {}
+            for name in names[turn:] + names[:turn]:
+                # transformers refuses to speculate on batches.
+                if name != LOOKUP or len(batch) == 1:
+                    answers[name] = answering[name](inputs)
+            turn = (turn + 1) % len(names)
+            measured.setdefault((len(batch), task), []).append((inputs, answers))
+        print(task, flush=True)
+    return measured
+
+
+def summarize(
+    model: Any, names: Sequence[str], measured: Mapping[tuple[int, str], Sequence[tuple[Any, Mapping[str, Answer]]]]
+) -> list[dict[str, Any]]:
+    """A row for each batch size, task and method.
+
+    Raises:
+        SystemExit: a reply differs from plain's, and not at a tie.
+    """
+    table: list[dict[str, Any]] = []
+    for (count, task), batches in sorted(measured.items(), key=lambda item: item[0][0]):
+        plain = [answers[PLAIN] for _, answers in batches]
+        for name in names:
+            if name not in batches[0][1]:
+                continue
+            own = [answers[name] for _, answers in batches]
+            same, ties = 0, 0
+            for (inputs, _), one, base in zip(batches, own, plain, strict=True):
+                for row, (reply, expected) in enumerate(zip(one.replies, base.replies, strict=True)):
+                    same += reply == expected
+                    if reply != expected:
+                        ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+                        if not left_at_a_tie(model, ids, expected, reply):
+                            raise SystemExit(f"{name}, {task}, batch {count}: another reply than plain's, at no tie")
+                        ties += 1
+            ratios = [base.seconds / one.seconds for one, base in zip(own, plain, strict=True)]
+            tokens = [sum(map(len, one.replies)) for one in own]
+            table.append(
+                {
+                    "batch": count,
+                    "task": task,
+                    "method": name,
+                    "tokens/step": sum(tokens) / sum(one.steps for one in own),
+                    "forward ms": 1e3 * median([seconds for one in own for seconds in one.forward]),
+                    "tokens/s": median([made / one.seconds for made, one in zip(tokens, own, strict=True)]),
+                    "times plain": median(ratios),
+                    "lowest": min(ratios),
+                    "same": f"{same} of {count * len(own)}" + (f", {ties} at a tie" if ties else ""),
+                }
+            )
+    return table
 
 
 def main() -> None:
     """Parse, run, print, save."""
+    every = [PLAIN, LOOKUP, *DRAFTERS, *SLOW]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=48, help="tokens of a reply (default 48)")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens of a reply (default 40)")
     parser.add_argument("--prompts", type=int, default=2, help="single prompts a task (default 2); and a batch of 4")
     parser.add_argument("--warm", type=int, default=1, help="prompts a task to warm up with (default 1)")
-    parser.add_argument("--only", nargs="+", help="methods, beside plain")
+    parser.add_argument("--only", nargs="+", choices=every, metavar="METHOD", help="beside plain")
+    parser.add_argument("--all", action="store_true", help=f"also {'; '.join(SLOW)}")
     parser.add_argument("--out", type=Path, help="folder for the result files")
     given = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), padding_side="left")
-    answering = methods(model, given.tokens, DRAFTERS)
-    if given.only:
-        answering = {name: one for name, one in answering.items() if name == PLAIN or name in given.only}
-    measured: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for task, texts in tasks(given.warm + given.prompts + BATCH).items():
-        chats = [prompt(text) for text in texts]
-        warm, single, batch = chats[: given.warm], chats[given.warm : -BATCH], chats[-BATCH:]
-        for answer in answering.values():
-            for text in warm:
-                answer(tokenizer(text, return_tensors="pt"))
-        print(f"{task}: warm", flush=True)
-        for texts_at_once in [*([text] for text in single), batch]:
-            inputs = tokenizer(texts_at_once, return_tensors="pt", padding=True)
-            count = len(texts_at_once)
-            expected: list[list[int]] = []
-            for name, answer in answering.items():
-                if name == LOOKUP and count > 1:
-                    continue  # transformers refuses batches
-                replies, seconds, steps = answer(inputs)
-                expected = expected or replies
-                rows = measured.setdefault((count, task, name), [])
-                same = sum(reply == other for reply, other in zip(replies, expected, strict=True))
-                rows.append({"seconds": seconds, "steps": steps, "same": same})
-    table = []
-    for (count, task, name), rows in sorted(measured.items(), key=lambda item: item[0][0]):
-        plain = measured[count, task, PLAIN]
-        ratios = [base["seconds"] / row["seconds"] for base, row in zip(plain, rows, strict=True)]
-        total = given.tokens * count * len(rows)
-        steps = sum(row["steps"] for row in rows)
-        table.append(
-            {
-                "batch": count,
-                "task": task,
-                "method": name,
-                "tokens/s": median([given.tokens * count / row["seconds"] for row in rows]),
-                "times plain": median(ratios),
-                "lowest": min(ratios),
-                "tokens/step": total / steps if steps else "",
-                "same replies": f"{sum(row['same'] for row in rows)} of {count * len(rows)}",
-            }
-        )
+    names = [name for name in every if (name in given.only if given.only else given.all or name not in SLOW)]
+    names = [PLAIN, *(name for name in names if name != PLAIN)]
+    answering = {
+        name: method(model, given.tokens, Speculative(config=dict(config)))
+        for name, config in (DRAFTERS | SLOW).items()
+    }
+    answering[PLAIN] = method(model, given.tokens)
+    answering[LOOKUP] = method(model, given.tokens, prompt_lookup_num_tokens=10)
+    answering = {name: answering[name] for name in names}
+    measured = measure(model, tokenizer, answering, given.warm, given.prompts)
+    table = summarize(model, names, measured)
     note = (
         f"SmolLM2-135M-Instruct in float32 on a CPU, greedy, {given.tokens} tokens a reply: {given.prompts} prompts of "
         f"each task alone, and {BATCH} in one batch. Methods take turns at every prompt. Ratios are medians over "
-        "prompts. Speeds are from end to end, the pass over the prompt included. A step is a forward pass of a "
-        "sequence. Replies that are not plain's left it where the two best tokens are nearly equal."
+        "prompts, lowest is a single one. Speeds are from end to end, the pass over the prompt included. A step is a "
+        "forward pass of a sequence; forward ms is the median of a pass, those over prompts left out. A reply that is "
+        f"not plain's left it where plain's logits of both tokens were within {TIE:g}."
     )
     show("Live decoding in generate", table, note)
     save("generate_live", {"note": note, "table": table}, given.out)
