@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import save, show, timed
+from harness import RESULTS, markdown, save, show
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from freedraft.integrations.hf import Speculative
@@ -73,21 +73,17 @@ def ask(tokenizer: Any, question: str, longest: int) -> torch.Tensor:
 
 
 def measure(model: Any, replies: list[tuple[str, torch.Tensor, torch.Tensor]], settings: dict[str, Any]) -> Any:
-    """Tokens a step by kind, over all, and draft tokens a step."""
+    """Tokens a step by kind and over all, and draft tokens a step."""
     ours = Speculative(config=settings | {"pacing": "off"})
     totals: dict[str, Statistics] = defaultdict(Statistics)
     same = 0
 
-    def run() -> None:
-        nonlocal same
-        for kind, prompt, reply in replies:
-            options = {"max_new_tokens": reply.shape[1] - prompt.shape[1], "do_sample": False}
-            output = model.generate(prompt, attention_mask=torch.ones_like(prompt), custom_generate=ours, **options)
-            same += torch.equal(output, reply)
-            assert ours.statistics is not None
-            totals[kind] += ours.statistics
-
-    seconds = timed(run)
+    for kind, prompt, reply in replies:
+        options = {"max_new_tokens": reply.shape[1] - prompt.shape[1], "do_sample": False}
+        output = model.generate(prompt, attention_mask=torch.ones_like(prompt), custom_generate=ours, **options)
+        same += torch.equal(output, reply)
+        assert ours.statistics is not None
+        totals[kind] += ours.statistics
     every = sum(totals.values(), Statistics())
     if every.drafter_errors:
         raise SystemExit(f"{settings}: {every.drafter_errors} errors of the drafter")
@@ -96,9 +92,7 @@ def measure(model: Any, replies: list[tuple[str, torch.Tensor, torch.Tensor]], s
     return {
         **{kind: total.tokens_per_step for kind, total in totals.items()},
         "all": every.tokens_per_step,
-        "drafted a step": every.drafted / every.forward_passes,
-        "ms drafting a step": 1e3 * every.drafting_seconds / every.forward_passes,
-        "seconds": seconds,
+        "draft tokens a pass": every.drafted / every.forward_passes,
     }
 
 
@@ -121,15 +115,22 @@ def main() -> None:
         prompt = ask(tokenizer, question, chosen.longest)
         options = {"max_new_tokens": chosen.tokens, "do_sample": False}
         replies.append((kind, prompt, model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)))
-    what = "tokens a forward pass, the one over the prompt included; greedy, float32, batch 1"
+    note = (
+        "Tokens a forward pass, the passes over the prompts included: SmolLM2-135M-Instruct, float32, greedy, batch 1, "
+        f"no pacing; {len(replies)} questions, the last {chosen.longest} tokens of a prompt at most, replies of up to "
+        f"{chosen.tokens} tokens; one drafter for all of them. Every reply was plain decoding's."
+    )
     rows: list[dict[str, Any]] = []
     for name in chosen.only:
         rows.append({"drafter": name, **measure(model, replies, CONTENDERS[name])})
         print(rows[-1], flush=True)
         # At once, for a run takes long enough to be ended early.
-        written = save("recycling", {"what": what, "replies": len(replies), "results": rows}, chosen.out)
-    show("tokens a step (all forward passes counted)", rows, f"{len(replies)} replies of up to {chosen.tokens} tokens")
-    print("written to", written)
+        save("recycling", {"note": note, "results": rows}, chosen.out)
+    title = "Drafters on the model's by-products"
+    show(title, rows, note)
+    page = (chosen.out or RESULTS) / "recycling.md"
+    page.write_text(markdown(title, rows, note), encoding="utf-8")
+    print("written to", page)
 
 
 if __name__ == "__main__":
