@@ -177,12 +177,18 @@ else:
         assert rows[1, "freedraft V2"]["tokens/s"] == pytest.approx(200)
         assert all(list(row) == list(ngram) for row in rows.values())
 
-    def test_what_cannot_run_says_why(monkeypatch):
+    def test_what_cannot_run_says_why(tmp_path, monkeypatch):
         import vllm_gpu
 
         assert vllm_gpu.missing(vllm_gpu.METHODS["plain V2"]) is None
-        monkeypatch.setattr(vllm_gpu, "V2_MODULE", "vllm.no_such_folder.speculator")
-        assert "this vLLM has no vllm.no_such_folder" in vllm_gpu.missing(vllm_gpu.METHODS["ngram_gpu V2"])
+        (tmp_path / vllm_gpu.V2_FILE).parent.mkdir(parents=True)
+        (tmp_path / vllm_gpu.V2_FILE).touch()
+        monkeypatch.setattr(
+            vllm_gpu, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+        )
+        assert vllm_gpu.missing(vllm_gpu.METHODS["ngram_gpu V2"]) is None
+        monkeypatch.setattr(vllm_gpu, "V2_FILE", "no_such_file.py")
+        assert "this vLLM has no no_such_file.py" in vllm_gpu.missing(vllm_gpu.METHODS["ngram_gpu V2"])
         monkeypatch.setattr(vllm_gpu, "entry_points", lambda group: SimpleNamespace(names=[]))
         ours = vllm_gpu.METHODS["freedraft fusion V1"]
         assert "freedraft is not installed" in vllm_gpu.missing(ours)
