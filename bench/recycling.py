@@ -120,16 +120,16 @@ def main() -> None:
         f"no pacing; {len(replies)} questions, the last {chosen.longest} tokens of a prompt at most, replies of up to "
         f"{chosen.tokens} tokens; one drafter for all of them. Every reply was plain decoding's."
     )
+    title = "Drafters on the model's by-products"
+    page = (chosen.out or RESULTS) / "recycling.md"
     rows: list[dict[str, Any]] = []
     for name in chosen.only:
         rows.append({"drafter": name, **measure(model, replies, CONTENDERS[name])})
         print(rows[-1], flush=True)
         # At once, for a run takes long enough to be ended early.
         save("recycling", {"note": note, "results": rows}, chosen.out)
-    title = "Drafters on the model's by-products"
+        page.write_text(markdown(title, rows, note), encoding="utf-8")
     show(title, rows, note)
-    page = (chosen.out or RESULTS) / "recycling.md"
-    page.write_text(markdown(title, rows, note), encoding="utf-8")
     print("written to", page)
 
 
