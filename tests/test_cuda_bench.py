@@ -93,6 +93,13 @@ if SIMULATED:
             assert row["graph error"]
             assert row["vllm error"] == row["speculator error"] == "ImportError: no vLLM here"
         assert [row["sequences"] for row in found["blocks"]] == [1, 2]
+        assert found["index"] == [{"sequences": 1}]
+        monkeypatch.setattr(gpu, "INDEX_PACKAGE", "no_such_package")
+        monkeypatch.setattr(gpu.Sizes, "measured", lambda sizes: {"text": sizes.text})
+        gpu.main()
+        found = json.loads((tmp_path / "gpu.json").read_text())
+        assert found["batches_checked"] == 7
+        assert found["index"] == "building an index needs no_such_package"
         assert {launch[1] for launch in driver.launches} == {8}
 
     def test_drafting_from_an_index_is_measured(monkeypatch):
