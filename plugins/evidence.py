@@ -26,8 +26,10 @@ COLUMNS = 8
 
 NO_STATE = -1
 
-OWN, RESPONSES, CORPUS, REFERENCE, RANKED = range(5)
-KINDS = 5
+# Of its own text a sequence has two kinds: contexts that came within the latest `NEAR` tokens, and others.
+OWN, RESPONSES, CORPUS, REFERENCE, RANKED, OWN_FAR = range(6)
+KINDS = 6
+NEAR = 256
 
 CONTEXTS_A_TEXT = 3
 MAX_CONTEXTS = 24

@@ -54,6 +54,7 @@ class Judged(NamedTuple):
 
     Attributes:
         started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
+        last: int64 `(slots,)`, the token committed last; `NO_TOKEN` in an empty text.
         considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
         tokens: int32 `(slots, longest + 1)`, these.
         parents: int32 `(slots, longest + 1)`, which of them each follows; -1 = the committed text.
@@ -61,6 +62,7 @@ class Judged(NamedTuple):
     """
 
     started: Int64
+    last: Int64
     considered: Int64
     tokens: Int32
     parents: Int32
@@ -70,6 +72,7 @@ class Judged(NamedTuple):
 def nothing_judged(longest: int) -> Judged:
     """Room for no sequence, with drafts of up to `longest` tokens."""
     return Judged(
+        np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros((0, longest + 1), np.int32),
@@ -93,10 +96,14 @@ def weigh(
     cursors: Int64,
     in_corpora: Int32,
     context: Int32,
+    last: int,
     evidence: Int64,
     candidates: Candidates,
 ) -> tuple[int, int]:
     """Gather the evidence at a place in all texts, and mix it to a probability for each candidate of the next token.
+
+    Args:
+        last: the token right before the place.
 
     Returns:
         Rows of `evidence`, and candidates.
@@ -112,7 +119,7 @@ def weigh(
         count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
         if ranking:
             count_rankings(table, evidence, rows, tokens_found, candidates.times)
-        predict(evidence, rows, mixer, candidates, found)
+        predict(evidence, rows, mixer, candidates, found, last)
     return rows, found
 
 
@@ -162,6 +169,7 @@ def extend_batch(
         replying = judged.started[slot] >= 0
         node = ROOT if replying else NOT_DRAFTED
         context = rankings.context[slot].copy()
+        last = judged.last[slot]
         if replying:
             take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         for i in range(offsets[row], offsets[row + 1]):
@@ -172,10 +180,10 @@ def extend_batch(
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows, found = weigh(
                     words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                    texts, cursors, in_corpora, context, evidence, candidates,
+                    texts, cursors, in_corpora, context, last, evidence, candidates,
                 )  # fmt: skip
                 if found > 0:
-                    learn(evidence, rows, mixer, candidates, found, token)
+                    learn(evidence, rows, mixer, candidates, found, last, token)
             learning = own[HEAD_LEARNING] != 0
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
@@ -185,6 +193,8 @@ def extend_batch(
                 follow_corpora(corpora, damaged, in_corpora, token)
             if ranking:
                 push_token(context, token)
+            last = int(token)
+        judged.last[slot] = last
         if replying:
             put_back(places, slot, cursors, in_corpora)
         if ranking:
@@ -258,6 +268,7 @@ def draft_batch(
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         context = rankings.context[slot].copy()
+        last = judged.last[slot]
         likelihood = 1.0
         depth = 0
         most = min(longest, budget[row])
@@ -265,7 +276,7 @@ def draft_batch(
         while depth < most:
             rows, found = weigh(
                 words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                texts, cursors, in_corpora, context, evidence, candidates,
+                texts, cursors, in_corpora, context, last, evidence, candidates,
             )  # fmt: skip
             if found == 0:
                 break
@@ -287,6 +298,7 @@ def draft_batch(
             source[used] = sources[kind_of(evidence, rows, token)]
             used += 1
             depth += 1
+            last = token
             if depth < most:
                 advance_own(words, states, edges, sequences, texts, cursors, token)
                 follow_others(words, states, edges, sequences, texts, cursors, token)

@@ -88,9 +88,10 @@ def draft_trees(
         parent, likelihood = ROOT, 1.0
         while nodes < most:
             here = parent + 1
+            last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
             rows, found = weigh(
                 words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                texts, at_cursors[here], at_corpora[here], contexts[here], evidence, candidates,
+                texts, at_cursors[here], at_corpora[here], contexts[here], last, evidence, candidates,
             )  # fmt: skip
             for j in range(found):
                 joint = likelihood * correct(mixer, depths[here], candidates.mixed[j])

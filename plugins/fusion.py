@@ -34,7 +34,10 @@ logger = logging.getLogger("freedraft")
 # leave half of it to the sequences.
 RESPONSE_BYTES = 128
 
-SOURCES = np.array([Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE, Source.BY_PRODUCT], np.uint8)
+# By kind of evidence.
+SOURCES = np.array(
+    [Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE, Source.BY_PRODUCT, Source.OWN_TEXT], np.uint8
+)
 
 
 class FusionSettings(OwnTextSettings):
@@ -46,7 +49,7 @@ class FusionSettings(OwnTextSettings):
         description="Draft the likeliest chain, or the likeliest tokens of a tree for a runtime that verifies trees.",
     )
     min_probability: float = Field(
-        0.02, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
+        0.01, ge=0, le=1, description="End a draft where the probability that all of it is accepted falls below this."
     )
     scope: Literal["off", "engine"] = Field(
         "engine",
@@ -173,6 +176,7 @@ class Fusion:
             self._rankings = _grown(self._rankings, most)
         self._places.reference[slots] = NONE
         self._judged.started[slots] = NOT_STARTED
+        self._judged.last[slots] = NO_TOKEN
         self._judged.considered[slots] = 0
         self._rankings.context[slots] = NO_TOKEN
         self._rankings.shown[slots] = 0

@@ -2,10 +2,13 @@
 
 As in PAQ-style compressors (Mahoney 2005, "Adaptive weighing of context models for lossless data compression"): each
 context has a rate at which a token with such counts turned out right, learnt; the rates' log-odds are added up with
-learnt weights; a last stage corrects the sum by what it has been worth. Everything learns online, from every committed
-token, and starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the first.
+learnt weights. Two adaptive probability maps then tell what such a sum has been worth behind the same last token, and
+for the same candidate: some tokens, the rest of a word say, are foreseen better than others. A last stage corrects the
+mean of the three by what it has been worth. Everything learns online, from every committed token, and starts from what
+`start` derives from the escape estimate of `own_text`, so it is of use from the first.
 
-    p(token) = correct(squash(bias + sum over contexts of weight x stretch(rate)))
+    odds = bias + sum over contexts of weight x stretch(rate)
+    p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds)))))
 """
 
 from __future__ import annotations
@@ -48,7 +51,15 @@ MAX_CANDIDATES = 6
 FIRST_WEIGHT = 0.3
 LEARNING_RATE = 0.01
 RATE_LIMIT = 255  # a rate remembers about as many observations
+RATE_PRIOR = 4.0  # observations that the start of a rate counts for
 LOWEST = 1.0 / 2048
+
+# The maps: a rate for each log-odds, interpolated; tokens that share an entry share what is learnt.
+MAPS = 2  # by the last token, by the candidate
+MAP_TOKENS = 4096
+MAP_STEPS = 17
+MAP_RATE = 0.02
+MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 
 # The last stage: a rate for the first token of a draft, and for later ones, at each log-odds, interpolated.
 DEPTHS = 2
@@ -68,6 +79,8 @@ class Mixer(NamedTuple):
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
         correction: float32 `(DEPTHS, ODDS_STEPS)`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
+        maps: float32 `(MAPS, MAP_TOKENS, MAP_STEPS)`.
+        mapped: float32, likewise: observations behind each.
     """
 
     rates: Float32
@@ -75,6 +88,8 @@ class Mixer(NamedTuple):
     weights: Float32
     correction: Float32
     corrected: Float32
+    maps: Float32
+    mapped: Float32
 
 
 class Candidates(NamedTuple):
@@ -84,6 +99,7 @@ class Candidates(NamedTuple):
         tokens: int64 `(MAX_CANDIDATES,)`.
         times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context; for a ranking its share
             bucket.
+        odds: float64 `(MAX_CANDIDATES,)`, log-odds before the maps.
         mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
         rate: int64, likewise: which rate each input is.
@@ -91,13 +107,14 @@ class Candidates(NamedTuple):
 
     tokens: Int64
     times: Int64
+    odds: Float64
     mixed: Float64
     stretched: Float64
     rate: Int64
 
 
 def start() -> Mixer:
-    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, no correction."""
+    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, maps that change nothing."""
     seens = np.array([1, 2, 3, 4.5, 7, 12, 32, 128])
     lengths = np.array([1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60])
     seen, length = seens[None, None, :, None, None], lengths[None, :, None, None, None]
@@ -114,6 +131,7 @@ def start() -> Mixer:
     weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
+    steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)
     correction = np.tile(1 / (1 + np.exp(-odds)), (DEPTHS, 1))
     return Mixer(
         np.clip(rates, 0.002, 0.995).astype(np.float32),
@@ -121,6 +139,8 @@ def start() -> Mixer:
         weights,
         correction.astype(np.float32),
         np.zeros((DEPTHS, ODDS_STEPS), np.float32),
+        np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (MAPS, MAP_TOKENS, 1)),
+        np.zeros((MAPS, MAP_TOKENS, MAP_STEPS), np.float32),
     )
 
 
@@ -130,6 +150,7 @@ def room() -> Candidates:
     return Candidates(
         np.empty(MAX_CANDIDATES, np.int64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
+        np.empty(MAX_CANDIDATES, np.float64),
         np.empty(MAX_CANDIDATES, np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
@@ -185,8 +206,8 @@ def find_candidates(evidence: Int64, rows: int, candidates: Candidates) -> int:
 
 
 @kernel
-def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int) -> None:
-    """Mix the evidence for each of the first `found` candidates, whose `times` are known."""
+def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, last: int) -> None:
+    """Mix the evidence for each of the first `found` candidates, whose `times` are known, behind the token `last`."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     for j in range(found):
         token = candidates.tokens[j]
@@ -202,7 +223,39 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
             candidates.rate[j, i] = rate
             candidates.stretched[j, i] = stretch(mixer.rates[rate])
             odds += weights[place] * candidates.stretched[j, i]
-        candidates.mixed[j] = squash(odds)
+        candidates.odds[j] = odds
+        behind = map_odds(mixer, 0, last, odds)
+        candidates.mixed[j] = squash((odds + behind + map_odds(mixer, 1, token, odds)) / (1.0 + MAPS))
+
+
+@kernel
+def map_place(odds: float) -> float:
+    """Where log-odds lie on the grid of `Mixer.maps`, in steps."""
+    step = 2.0 * ODDS_END / (MAP_STEPS - 1)
+    return min(max((odds + ODDS_END) / step, 0.0), MAP_STEPS - 1.001)
+
+
+@kernel
+def map_odds(mixer: Mixer, which: int, token: int, odds: float) -> float:
+    """The log-odds that `odds` have been worth with this token, by one of the maps."""
+    line = mixer.maps[which, token & (MAP_TOKENS - 1)]
+    place = map_place(odds)
+    low = int(place)
+    probability = line[low] + (place - low) * (line[low + 1] - line[low])
+    return stretch(min(max(probability, LOWEST), 1.0 - LOWEST))
+
+
+@kernel
+def learn_map(mixer: Mixer, which: int, token: int, odds: float, right: float) -> None:
+    """Move one of the maps towards whether what had `odds` was right, 1 or 0."""
+    entry = token & (MAP_TOKENS - 1)
+    place = map_place(odds)
+    low = int(place)
+    for step in range(low, low + 2):
+        share = 1.0 - abs(place - step)
+        mixer.mapped[which, entry, step] = min(mixer.mapped[which, entry, step] + share, CORRECTED_LIMIT)
+        rate = max(MAP_RATE, 1.0 / (mixer.mapped[which, entry, step] + MAP_PRIOR))
+        mixer.maps[which, entry, step] += rate * share * (right - mixer.maps[which, entry, step])
 
 
 @kernel
@@ -215,19 +268,23 @@ def longest_match(evidence: Int64, rows: int) -> int:
 
 
 @kernel
-def learn(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, committed: int) -> None:
-    """Move rates and weights towards what was committed, after `predict` for that position."""
+def learn(
+    evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, last: int, committed: int
+) -> None:
+    """Move rates, weights and maps towards what was committed, after `predict` for that position."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     for j in range(found):
         right = 1.0 if candidates.tokens[j] == committed else 0.0
-        error = LEARNING_RATE * (right - candidates.mixed[j])
+        error = LEARNING_RATE * (right - squash(candidates.odds[j]))
+        learn_map(mixer, 0, last, candidates.odds[j], right)
+        learn_map(mixer, 1, candidates.tokens[j], candidates.odds[j], right)
         weights[BIAS] += error * BIAS_INPUT
         for i in range(rows):
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
             weights[place] += error * candidates.stretched[j, i]
             rate = candidates.rate[j, i]
             mixer.observed[rate] = min(mixer.observed[rate] + 1, RATE_LIMIT)
-            moved = mixer.rates[rate] + (right - mixer.rates[rate]) / (mixer.observed[rate] + 1.5)
+            moved = mixer.rates[rate] + (right - mixer.rates[rate]) / (mixer.observed[rate] + RATE_PRIOR)
             mixer.rates[rate] = min(max(moved, LOWEST), 1.0 - LOWEST)
 
 

@@ -57,4 +57,6 @@ def read_mixer(path: Path) -> Mixer:
         np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["correction"], 0, 1)),
         np.ascontiguousarray(np.clip(loaded["corrected"], 0, CORRECTED_LIMIT)),
+        np.ascontiguousarray(np.clip(loaded["maps"], 0, 1)),
+        np.ascontiguousarray(np.clip(loaded["mapped"], 0, CORRECTED_LIMIT)),
     )

@@ -19,8 +19,10 @@ from freedraft.plugins.evidence import (
     LATEST,
     LIKELIEST,
     MATCHED,
+    NEAR,
     NO_STATE,
     OWN,
+    OWN_FAR,
     PLACE,
     RANKED,
     REACH,
@@ -38,6 +40,7 @@ from freedraft.plugins.evidence import (
     times_of,
 )
 from freedraft.plugins.responses import GENERATIONS
+from freedraft.retrieval.edges import RECENT
 from freedraft.retrieval.growth import HEAD_LEARNING, HEAD_LENGTH, HEAD_MATCH, HEAD_MATCH_LENGTH, text_at
 from freedraft.retrieval.index import follow as index
 from freedraft.retrieval.index.follow import CURSOR_FIELDS, DAMAGED, Automaton
@@ -189,6 +192,10 @@ def gather_texts(words: Int32, states: Int32, sequences: Int32, slots: Int64, cu
             kind = OWN if i == 0 else RESPONSES if i <= GENERATIONS else REFERENCE
             header = sequences[slots[i]]
             rows = gather(words, states, header, kind, cursors[i, 0], cursors[i, 1], evidence, rows)
+            if i == 0:
+                for row in range(rows):
+                    if header[HEAD_LENGTH] - states[evidence[row, PLACE], RECENT] > NEAR:
+                        evidence[row, KIND] = OWN_FAR
     return rows
 
 

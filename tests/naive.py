@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
 MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
 RANKED_RATES = (0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4)
-OWN_TEXT, REPLIES, CORPUS, REFERENCE, RANKED = range(5)
+OWN_TEXT, REPLIES, CORPUS, REFERENCE, RANKED, OWN_FAR = range(6)
 
 
 def float32(value: float) -> float:
@@ -227,6 +228,8 @@ class Evidence:
     """The tokens that followed, in order of place."""
     ends_text: frozenset[int]
     """Tokens for which context and token end the text."""
+    recent: int = -1
+    """Where its last occurrence that something followed ends in the text."""
 
     @property
     def likeliest(self) -> int:
@@ -285,9 +288,23 @@ def evidence_in(kind: int, text: Sequence[int], before: Sequence[int], most: int
         followed = tuple(text[end] for end in ends if end < len(text))
         if ends not in known and followed and len(found) < most:
             last = frozenset(text[-1:]) if ends and len(text) - 1 in ends else frozenset()
-            found.append(Evidence(kind, length, followed, last))
+            recent = max(end for end in ends if end < len(text)) - 1
+            found.append(Evidence(kind, length, followed, last, recent))
         known.add(ends)
     return found
+
+
+class Candidate(NamedTuple):
+    """A candidate: probability before the last stage, log-odds before the maps, (rate's key, log-odds) a context."""
+
+    token: int
+    mixed: float
+    odds: float
+    inputs: list[tuple[tuple[int, ...], float]]
+
+
+def _squash(odds: float) -> float:
+    return 1 / (1 + math.exp(-min(max(odds, -20.0), 20.0)))
 
 
 class Mixing:
@@ -302,6 +319,8 @@ class Mixing:
         grid = [-8 + 0.5 * i for i in range(33)]
         self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(2)]
         self.corrected = [[0.0] * len(grid) for _ in range(2)]
+        self.maps: dict[tuple[int, int], list[float]] = {}
+        self.mapped: dict[tuple[int, int], list[float]] = {}
 
     def rate(self, key: tuple[int, ...]) -> float:
         """The rate of (kind, length bucket, seen bucket, share, latest), at first by the escape estimate."""
@@ -321,14 +340,14 @@ class Mixing:
             self.rates[key] = float32(min(max(estimate, 0.002), 0.995))
         return self.rates[key]
 
-    def predict(self, evidence: list[Evidence]) -> list[tuple[int, float, list[tuple[tuple[int, ...], float]]]]:
-        """Each candidate: token, probability, and (rate's key, log-odds) of every context."""
+    def predict(self, evidence: list[Evidence], last: int) -> list[Candidate]:
+        """The candidates of the token behind `last`."""
         tokens: list[int] = []
         for context in evidence:
             if context.likeliest not in (*tokens, self.separator) and len(tokens) < self.candidates:
                 tokens.append(context.likeliest)
         chosen = self._set(evidence)
-        result = []
+        result: list[Candidate] = []
         for token in tokens:
             odds = 0.3 * self.weights.get((chosen, -1), 0.0)
             inputs = []
@@ -344,21 +363,43 @@ class Mixing:
                 rate = self.rate(key)
                 inputs.append((key, math.log(rate / (1 - rate))))
                 odds += self._weight(chosen, key) * inputs[-1][1]
-            result.append((token, 1 / (1 + math.exp(-min(max(odds, -20.0), 20.0))), inputs))
+            mean = (odds + self.map_odds(0, last, odds) + self.map_odds(1, token, odds)) / 3
+            result.append(Candidate(token, _squash(mean), odds, inputs))
         return result
 
-    def learn(self, evidence: list[Evidence], committed: int) -> None:
+    def map_odds(self, which: int, token: int, odds: float) -> float:
+        line, low, share = self._map_place(which, token, odds)
+        probability = line[low] + share * float32(line[low + 1] - line[low])
+        bounded = min(max(probability, 1 / 2048), 1 - 1 / 2048)
+        return math.log(bounded / (1 - bounded))
+
+    def learn_map(self, which: int, token: int, odds: float, right: float) -> None:
+        line, low, share = self._map_place(which, token, odds)
+        seen = self.mapped.setdefault((which, token % 4096), [0.0] * 17)
+        for step, part in ((low, 1 - share), (low + 1, share)):
+            seen[step] = float32(min(seen[step] + part, 1e6))
+            rate = max(0.02, 1 / (seen[step] + 2))
+            line[step] = float32(line[step] + rate * part * (right - line[step]))
+
+    def _map_place(self, which: int, token: int, odds: float) -> tuple[list[float], int, float]:
+        start = [float32(1 / (1 + math.exp(-step))) for step in range(-8, 9)]
+        place = min(max(odds + 8, 0.0), 17 - 1.001)
+        return self.maps.setdefault((which, token % 4096), start), int(place), place - int(place)
+
+    def learn(self, evidence: list[Evidence], last: int, committed: int) -> None:
         chosen = self._set(evidence)
-        for token, mixed, inputs in self.predict(evidence):
+        for token, _, odds, inputs in self.predict(evidence, last):
             right = 1.0 if token == committed else 0.0
-            error = 0.01 * (right - mixed)
+            error = 0.01 * (right - _squash(odds))
+            self.learn_map(0, last, odds, right)
+            self.learn_map(1, token, odds, right)
             self.weights[chosen, -1] = float32(self.weights.get((chosen, -1), 0.0) + error * 0.3)
             for key, stretched in inputs:
                 weight = self._weight(chosen, key) + error * stretched
                 self.weights[(chosen, *key[:2])] = float32(weight)
                 self.observed[key] = min(self.observed.get(key, 0) + 1, 255)
                 rate = self.rates[key]
-                moved = rate + (right - rate) / (self.observed[key] + 1.5)
+                moved = rate + (right - rate) / (self.observed[key] + 4)
                 self.rates[key] = float32(min(max(moved, 1 / 2048), 1 - 1 / 2048))
 
     def correct(self, depth: int, mixed: float) -> float:
@@ -411,7 +452,10 @@ class Fusing:
     def evidence(self, drafted: Sequence[int] = ()) -> list[Evidence]:
         before = [*self.text, *drafted]
         most = self.mixing.contexts
-        found = evidence_in(OWN_TEXT, self.text, before, most)
+        found = [
+            replace(one, kind=OWN_FAR) if len(self.text) - one.recent > 256 else one
+            for one in evidence_in(OWN_TEXT, self.text, before, most)
+        ]
         for reply in self.replies:
             found += evidence_in(REPLIES, reply, before[-self.mixing.reach :], most)
         found += evidence_in(REFERENCE, self.reference, before[-self.mixing.reach :], most)
@@ -427,7 +471,7 @@ class Fusing:
                     drafted, mixed = self.considered[depth]
                     judging = drafted == token
                     self.mixing.learn_correction(depth, mixed, judging)
-                self.mixing.learn(self.evidence(), token)
+                self.mixing.learn(self.evidence(), self.text[-1] if self.text else -1, token)
             self.text.append(token)
         self.considered = []
 
@@ -439,10 +483,10 @@ class Fusing:
         self.considered = []
         likelihood = 1.0
         while len(tokens) < budget:
-            candidates = self.mixing.predict(self.evidence(tokens))
+            candidates = self.mixing.predict(self.evidence(tokens), [-1, *self.text, *tokens][-1])
             if not candidates:
                 break
-            token, mixed, _ = max(candidates, key=lambda candidate: candidate[1])
+            token, mixed, *_ = max(candidates, key=lambda candidate: candidate.mixed)
             self.considered.append((token, float32(mixed)))
             likelihood *= self.mixing.correct(len(tokens), mixed)
             if likelihood < min_probability:

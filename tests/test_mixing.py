@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_index import create
 
 from freedraft.plugins import mixing
-from freedraft.plugins.evidence import CONTEXTS_A_TEXT, KINDS, REACH, SEPARATOR
+from freedraft.plugins.evidence import CONTEXTS_A_TEXT, KINDS, OWN, OWN_FAR, REACH, SEPARATOR
 from freedraft.plugins.own_text import ESCAPE
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.texts import SHORTENED
@@ -41,6 +41,11 @@ def assert_same_knowledge(mixer, reference):
     for key, weight in reference.weights.items():
         place = mixing.BIAS if key[1] == -1 else key[1] * mixing.LENGTH_BUCKETS + key[2]
         assert mixer.weights[key[0], place] == pytest.approx(weight, rel=1e-5, abs=1e-6)
+    for kept, told, nothing in ((mixer.maps, reference.maps, mixing.start().maps), (mixer.mapped, reference.mapped, 0)):
+        changed = {(int(which), int(token)) for which, token in zip(*np.nonzero((kept != nothing).any(2)), strict=True)}
+        assert changed <= set(told)
+        for key, line in told.items():
+            assert kept[key] == pytest.approx(np.array(line), rel=1e-5, abs=1e-6)
     assert mixer.correction == pytest.approx(np.array(reference.correction), rel=1e-5)
     assert mixer.corrected == pytest.approx(np.array(reference.corrected), rel=1e-5)
 
@@ -81,6 +86,25 @@ def test_equals_naive(requests, budget, least, scope):
         if scope == "engine" and expected.reply:
             replies += [*expected.reply, SEPARATOR]
     assert_same_knowledge(ours.mixer, reference)
+
+
+def test_contexts_that_came_long_ago_are_a_kind_of_their_own():
+    source = np.random.default_rng(0)
+    text = [*range(1, 31), *source.integers(1000, 10**6, 240).tolist(), *range(1, 31), *source.integers(30, 40, 60)]
+    ours, reference = fusion(scope="off"), twin()
+    slots = ours.open(*ragged([text[:40]]))
+    expected = naive.Fusing(reference, text[:40])
+    for token in text[40:]:
+        drafts = ours.draft(slots, np.array([4], np.int32))
+        tokens, probabilities = expected.draft(4, 0)
+        assert drafts.tokens.tolist() == tokens
+        assert drafts.probability == pytest.approx(probabilities, rel=1e-5)
+        ours.extend(slots, *ragged([[int(token)]]))
+        expected.extend([int(token)])
+    assert_same_knowledge(ours.mixer, reference)
+    kinds = ours.mixer.observed.reshape(KINDS, -1).sum(1)
+    assert kinds[OWN] > 0
+    assert kinds[OWN_FAR] > 0
 
 
 @given(sessions(), st.data())
@@ -142,6 +166,25 @@ def test_the_correction_learns_what_a_probability_is_worth(truth):
     # Other depths, and probabilities far from it, stay as they were.
     assert mixing.correct(mixer, 0, 0.7) == pytest.approx(0.7, abs=0.01)
     assert mixing.correct(mixer, 1, 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize("truth", [0.1, 0.9])
+def test_a_map_learns_what_odds_are_worth_with_one_token(truth):
+    mixer = mixing.start()
+    source = np.random.default_rng(0)
+    for right in source.random(1000) < truth:
+        mixing.learn_map(mixer, 0, 77, 0.4, float(right))
+    assert mixing.squash(mixing.map_odds(mixer, 0, 77, 0.4)) == pytest.approx(truth, abs=0.12)
+    # Other tokens, the other map, and odds far from it, stay as they were.
+    for which, token, odds in ((0, 78, 0.4), (1, 77, 0.4), (0, 77, -3.0)):
+        assert mixing.map_odds(mixer, which, token, odds) == pytest.approx(odds, abs=0.05)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(-1, 2**31 - 2))
+def test_a_map_that_has_learnt_nothing_changes_nothing(odds, token):
+    # It tells no less than LOWEST and no more than 1 - LOWEST.
+    bounded = min(max(odds, mixing.stretch(mixing.LOWEST)), -mixing.stretch(mixing.LOWEST))
+    assert mixing.map_odds(mixing.start(), 1, token, odds) == pytest.approx(bounded, abs=0.12)
 
 
 @given(st.floats(-1e6, 1e6))
