@@ -1,7 +1,8 @@
 """Time the proposer alone, on arrays like those that vLLM's engine passes, beside vLLM's own n-gram proposer.
 
 First 256 rows at 32k tokens that commit 2 tokens a step, the proposers taking turns at every step; then sixteen prompts
-of 32k tokens that arrive at once, as the slowest step while they are taken in. One thread.
+of 32k tokens that arrive at once, as the slowest step while they are taken in. One thread. Nothing paces the drafts, so
+that all of them are in the time; `fusion` is the default drafter.
 
     python bench/vllm_proposer.py [--quick] [--out FOLDER]
 """
@@ -24,6 +25,8 @@ from texts import library_tokens
 from freedraft.integrations.vllm import Proposer
 
 DRAFTED, COMMITTED, VOCABULARY = 8, 2, 1 << 20
+DRAFTERS = ("fusion", "suffix_automaton", "prompt_lookup")
+OPTIONS = {"memory": "4GiB", "pacing": "off"}
 
 
 class Engine:
@@ -62,7 +65,7 @@ def steady(rows: int, context: int, steps: int, drafter: str) -> list[dict[str, 
     from vllm.v1.spec_decode.ngram_proposer import NgramProposer
 
     engine = Engine(rows, context, 2 * steps + 40)
-    ours = Proposer(engine.config(drafter=drafter, memory="4GiB", vllm={"step_tokens": 1 << 20, "log_interval": 0}))
+    ours = Proposer(engine.config(**OPTIONS, drafter=drafter, vllm={"step_tokens": 1 << 20, "log_interval": 0}))
     theirs = NgramProposer(engine.config())
     while ours.statistics.taken < rows * context:
         ours.propose([[]] * rows, engine.length, engine.tokens)
@@ -102,7 +105,7 @@ def arrival(prompts: int, context: int, running: int, drafter: str) -> dict[str,
     """The slowest step while prompts of `context` tokens arrive at once beside `running` rows that decode."""
     rows = prompts + running
     engine = Engine(rows, context, 200)
-    ours = Proposer(engine.config(drafter=drafter, memory="4GiB", vllm={"log_interval": 0}))
+    ours = Proposer(engine.config(**OPTIONS, drafter=drafter, vllm={"log_interval": 0}))
     before = min(2000, context)
     engine.length[:running] = before
     everyone = engine.length.copy()
@@ -134,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     rows, context, steps = (8, 1000, 10) if options.quick else (256, 32_768, 200)
     table, arrivals = [], []
-    for drafter in ("suffix_automaton", "prompt_lookup"):
+    for drafter in DRAFTERS:
         table += steady(rows, context, steps, drafter)
         arrivals.append(arrival(16, context, 16, drafter))
     show("One engine step", table)
