@@ -55,16 +55,59 @@ def plain(model_path: Any) -> dict[str, Any]:
         return {name: [out.outputs[0] for out in llm.generate(*job, use_tqdm=False)] for name, job in jobs.items()}
 
 
-@pytest.fixture(scope="module")
-def drafting(model_path: Any) -> Iterator[Any]:
-    """An engine with freedraft and with prefix caching."""
-    with engine(model_path, enable_prefix_caching=True) as llm:
-        yield llm
-
-
 def same(llm: Any, prompts: Any, sampling: Any, plain: list[Any]) -> None:
     for out, expected in zip(llm.generate(prompts, sampling, use_tqdm=False), plain, strict=True):
         assert_same(list(out.outputs[0].token_ids), expected)
+
+
+@pytest.mark.parametrize(
+    "freedraft",
+    [
+        {"drafter": "token_recycling"},
+        {"drafter": "jacobi"},
+        {"drafter": "fusion", "recycling": True, "scope": "off"},
+    ],
+    ids=["token_recycling", "jacobi", "fusion"],
+)
+def test_greedy_text_is_the_same_with_drafts_from_the_models_rankings(
+    model_path: Any, plain: Any, freedraft: dict[str, Any]
+) -> None:
+    before = statistics()
+    with engine(model_path, freedraft=freedraft) as llm:
+        same(llm, PROMPTS[::2], greedy(), plain["chat"][::2])
+        same(llm, PROMPTS[:1], greedy(), plain["chat"][:1])
+    now = statistics()
+    assert now["errors"] == before.get("errors", 0)
+    # Right drafts that no text could have given, but for fusion, which has both.
+    assert now["accepted_tokens"] - before.get("accepted_tokens", 0) > 20
+
+
+def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain: Any) -> None:
+    """A KV cache for one full sequence, and prompts in pieces of 64 tokens for a drafter that takes in 40."""
+    with engine(
+        model_path,
+        freedraft={"vllm": {"step_tokens": 40, "idle_sequences": 1}},
+        enable_prefix_caching=False,
+        enable_chunked_prefill=True,
+        max_num_batched_tokens=128,
+        long_prefill_token_threshold=64,
+        block_size=32,
+        num_gpu_blocks_override=WIDTH // 32 + 1,
+    ) as llm:
+        before = statistics()
+        same(llm, PROMPTS, greedy(), plain["chat"])
+        now = statistics()
+        preemptions = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]
+    assert sum(preemptions) > 0
+    assert now["accepted_tokens"] - before.get("accepted_tokens", 0) > 50
+    assert now["errors"] == before.get("errors", 0)
+
+
+@pytest.fixture(scope="module")
+def drafting(model_path: Any) -> Iterator[Any]:
+    """An engine with freedraft and with prefix caching."""
+    with engine(model_path, enable_prefix_caching=True, block_size=32) as llm:
+        yield llm
 
 
 def test_greedy_text_is_the_same_all_at_once(drafting: Any, plain: Any) -> None:
@@ -78,6 +121,8 @@ def test_greedy_text_is_the_same_all_at_once(drafting: Any, plain: Any) -> None:
 def test_greedy_text_is_the_same_alone(drafting: Any, plain: Any) -> None:
     for text, expected in zip(PROMPTS, plain["chat"], strict=True):
         same(drafting, text, greedy(), [expected])
+    same(drafting, PROMPTS[7], greedy(), plain["chat"][7:8])
+    assert sum(metric.value for metric in drafting.get_metrics() if metric.name == "vllm:prefix_cache_hits") > 0
 
 
 def test_several_replies_to_one_prompt_are_each_the_same(drafting: Any, plain: Any) -> None:
@@ -144,7 +189,8 @@ def test_requests_aborted_midway_leave_the_others_as_they_were(drafting: Any, pl
             assert_same(list(out.outputs[0].token_ids), plain["chat"][int(name)])
 
 
-def test_sampling_has_the_targets_distribution(drafting: Any, model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("seeded", [False, True], ids=["the engine's dice", "a seed a request"])
+def test_sampling_has_the_targets_distribution(drafting: Any, model: Any, tokenizer: Any, seeded: bool) -> None:
     """Four tokens out of two, 16 possible replies, against the probabilities that the model itself gives them."""
     import torch
     from scipy.stats import chisquare
@@ -163,9 +209,12 @@ def test_sampling_has_the_targets_distribution(drafting: Any, model: Any, tokeni
     ]
     before = statistics()
     number = 640
+    options = {"temperature": 1, "max_tokens": 4, "n": 8, "allowed_token_ids": allowed, "ignore_eos": True}
+    # vLLM gives the replies to one request its seed and the following ones.
+    seeds = range(0, number, 8) if seeded else [None] * (number // 8)
     outs = drafting.generate(
-        [{"prompt_token_ids": prompt_ids}] * (number // 8),
-        SamplingParams(temperature=1, max_tokens=4, n=8, allowed_token_ids=allowed, ignore_eos=True),
+        [{"prompt_token_ids": prompt_ids}] * len(seeds),
+        [SamplingParams(seed=seed, **options) for seed in seeds],
         use_tqdm=False,
     )
     assert statistics()["draft_tokens"] - before["draft_tokens"] > 200
@@ -182,24 +231,3 @@ def test_sampling_has_the_targets_distribution(drafting: Any, model: Any, tokeni
         wanted.append(number * sum(expected[i] for i in rest))
     assert len(observed) >= 4
     assert chisquare(observed, wanted).pvalue > 1e-4
-
-
-def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain: Any) -> None:
-    """A KV cache for one full sequence, and prompts in pieces of 64 tokens for a drafter that takes in 40."""
-    with engine(
-        model_path,
-        freedraft={"vllm": {"step_tokens": 40, "idle_sequences": 1}},
-        enable_prefix_caching=False,
-        enable_chunked_prefill=True,
-        max_num_batched_tokens=128,
-        long_prefill_token_threshold=64,
-        block_size=32,
-        num_gpu_blocks_override=WIDTH // 32 + 1,
-    ) as llm:
-        before = statistics()
-        same(llm, PROMPTS, greedy(), plain["chat"])
-        now = statistics()
-        preemptions = [metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions"]
-    assert sum(preemptions) > 0
-    assert now["accepted_tokens"] - before.get("accepted_tokens", 0) > 50
-    assert now["errors"] == before.get("errors", 0)
