@@ -157,6 +157,21 @@ def test_kernels_are_compiled_before_the_first_request(options: Any) -> None:
     assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr
 
 
+def test_a_batch_of_one_short_row_is_rehearsed_for_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rehearsed = Scripted(lambda text, budget: text[:budget])
+    made = iter([Scripted(), rehearsed])
+    monkeypatch.setattr(proposer, "drafter_from_config", lambda config: next(made))
+    config = vllm_config()
+    config.scheduler_config.max_num_seqs = 1
+    config.model_config.max_model_len = 8
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        Proposer(config)
+    assert not caplog.records
+    assert "draft" in [method for method, _ in rehearsed.calls]
+
+
 def test_the_start_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "freedraft"):
         Proposer(vllm_config())

@@ -28,6 +28,9 @@ from freedraft.retrieval.ragged import Int32
 
 logger = logging.getLogger("freedraft")
 
+# Whatever the engine's batch is like, a single short row perhaps: the kernels are the same.
+REHEARSED_ROWS, REHEARSED_WIDTH = 2, 64
+
 
 class Proposer:
     """Proposes drafts for every sequence of a vLLM worker's batch, in one pass.
@@ -116,9 +119,9 @@ class Proposer:
         model = vllm_config.model_config
         drafting = BatchDrafting(
             drafter,
-            rows=int(vllm_config.scheduler_config.max_num_seqs),
+            rows=int(vllm_config.scheduler_config.max_num_seqs) if warm else REHEARSED_ROWS,
             longest=self._longest,
-            width=int(model.max_model_len),
+            width=int(model.max_model_len) if warm else REHEARSED_WIDTH,
             vocabulary=int(model.get_vocab_size()),
             settings=settings,
             pacer=pacer_for(drafter, config.sections.get("pacing", {})),
@@ -181,10 +184,9 @@ def _rehearse(drafting: BatchDrafting) -> None:
     and is logged then.
     """
     drafting.guard.silent = True
-    rows, width = 2, 64
-    tokens = np.zeros((rows, width), np.int32)
-    tokens[:] = np.arange(width) % 4
-    length = np.full(rows, 12, np.int32)
+    tokens = np.zeros((REHEARSED_ROWS, REHEARSED_WIDTH), np.int32)
+    tokens[:] = np.arange(REHEARSED_WIDTH) % 4
+    length = np.full(REHEARSED_ROWS, 12, np.int32)
     for new in ([[], [3]], [[0], [0, 1]], [[1], [2]], [[2]], [[3]], [[0]]):
         length[: len(new)] += [len(row) for row in new]
         drafting.propose(new, length, tokens)
