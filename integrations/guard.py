@@ -133,6 +133,7 @@ class Guard:
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`; never raises."""
         with self._lock:
+            slots = np.unique(slots)
             self._retire(slots)
             self._free.extend(slot for slot in slots.tolist() if self._taken[slot])
             self._taken[slots] = False
@@ -207,6 +208,8 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
         raise InputError(
             f"the drafter's draft: offsets {offsets} do not fit {len(budget)} rows and {len(tokens)} tokens in all"
         )
+    if offsets.dtype.kind not in "iu":
+        raise InputError(f"the drafter's draft: expected whole numbers as offsets, got {offsets.dtype}")
     if not len(tokens):
         return drafts
     lengths = offsets[1:] - offsets[:-1]
@@ -219,6 +222,13 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
         )
     if tokens.dtype != np.int32 or parents.dtype != np.int32:
         raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
+    if drafts.probability.dtype.kind != "f" or drafts.source.dtype.kind not in "iu":
+        raise InputError(
+            f"the drafter's draft: expected floats as probability and whole numbers as source, got "
+            f"{drafts.probability.dtype} and {drafts.source.dtype}"
+        )
+    if not np.isfinite(drafts.probability).all():
+        raise InputError("the drafter's draft: a probability is not a number")
     # Seen as unsigned, a negative id is a huge one, and the parent -1 wraps round to 0 when 1 is added.
     if tokens.view(np.uint32).max() >= vocabulary:
         raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{vocabulary - 1}")

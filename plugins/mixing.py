@@ -75,6 +75,7 @@ class Mixer(NamedTuple):
 
     Attributes:
         rates: float32 `(RATES,)`.
+        stretched: float32 `(RATES,)`, `stretch` of each rate, which saves a logarithm for each context of a candidate.
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
         correction: float32 `(DEPTHS, ODDS_STEPS)`.
@@ -84,6 +85,7 @@ class Mixer(NamedTuple):
     """
 
     rates: Float32
+    stretched: Float32
     observed: Int32
     weights: Float32
     correction: Float32
@@ -127,14 +129,15 @@ def start() -> Mixer:
     rates = (times + latest) / (seen + ESCAPE / length + 0.2)
     rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).copy()
     rates[RANKED] = RANKED_RATES[None, None, :, None]
-    rates = rates.ravel()
+    rates = np.clip(rates.ravel(), 0.002, 0.995).astype(np.float32)
     weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
     steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)
     correction = np.tile(1 / (1 + np.exp(-odds)), (DEPTHS, 1))
     return Mixer(
-        np.clip(rates, 0.002, 0.995).astype(np.float32),
+        rates,
+        stretched_rates(rates),
         np.zeros(RATES, np.int32),
         weights,
         correction.astype(np.float32),
@@ -142,6 +145,12 @@ def start() -> Mixer:
         np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (MAPS, MAP_TOKENS, 1)),
         np.zeros((MAPS, MAP_TOKENS, MAP_STEPS), np.float32),
     )
+
+
+def stretched_rates(rates: Float32) -> Float32:
+    """`Mixer.stretched` for these rates."""
+    exact = rates.astype(np.float64)
+    return np.log(exact / (1.0 - exact)).astype(np.float32)
 
 
 @kernel
@@ -221,7 +230,7 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
             rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share
             rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
             candidates.rate[j, i] = rate
-            candidates.stretched[j, i] = stretch(mixer.rates[rate])
+            candidates.stretched[j, i] = mixer.stretched[rate]
             odds += weights[place] * candidates.stretched[j, i]
         candidates.odds[j] = odds
         behind = map_odds(mixer, 0, last, odds)
@@ -286,6 +295,7 @@ def learn(
             mixer.observed[rate] = min(mixer.observed[rate] + 1, RATE_LIMIT)
             moved = mixer.rates[rate] + (right - mixer.rates[rate]) / (mixer.observed[rate] + RATE_PRIOR)
             mixer.rates[rate] = min(max(moved, LOWEST), 1.0 - LOWEST)
+            mixer.stretched[rate] = stretch(mixer.rates[rate])
 
 
 @kernel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freedraft.plugins.mixing import CORRECTED_LIMIT, LOWEST, RATE_LIMIT, Mixer, start
+from freedraft.plugins.mixing import CORRECTED_LIMIT, LOWEST, RATE_LIMIT, Mixer, start, stretched_rates
 from freedraft.retrieval.errors import InputError
 
 # A member's header, on top of its array's bytes.
@@ -51,8 +51,10 @@ def read_mixer(path: Path) -> Mixer:
         like = getattr(expected, name)
         if array.shape != like.shape or array.dtype != like.dtype or not np.isfinite(array).all():
             raise InputError(f"{path}: {name}: expected finite {like.dtype} {like.shape}, got {array.dtype}")
+    rates = np.ascontiguousarray(np.clip(loaded["rates"], LOWEST, 1 - LOWEST))
     return Mixer(
-        np.ascontiguousarray(np.clip(loaded["rates"], LOWEST, 1 - LOWEST)),
+        rates,
+        stretched_rates(rates),
         np.ascontiguousarray(np.clip(loaded["observed"], 0, RATE_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["correction"], 0, 1)),

@@ -544,7 +544,7 @@ def judge_chains(probability: Float32, offsets: Int64, accepted: Int64, calibrat
         before = 1.0
         for i in range(offsets[row], min(offsets[row + 1], offsets[row] + accepted[row] + 1)):
             conditional = min(probability[i] / max(before, 1e-9), 1.0) if probability[i] > 0.0 else 0.0
-            before = probability[i]
+            before = min(probability[i], 1.0) if probability[i] > 0.0 else 0.0
             at = min(int(conditional * len(calibration)), len(calibration) - 1)
             calibration[at, 0] += 1.0
             calibration[at, 1] += 1.0 if i - offsets[row] < accepted[row] else 0.0

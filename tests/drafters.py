@@ -243,6 +243,11 @@ MALFORMED: dict[str, Callable[[int], Any]] = {
     "a node that is its own parent": lambda budget: _with(chain([1]), parents=np.array([0], np.int32)),
     "a parent below -1": lambda budget: _with(chain([1]), parents=np.array([-2], np.int32)),
     "parents too short": lambda budget: _with(chain([1]), parents=np.empty(0, np.int32)),
+    "a probability that is none": lambda budget: _with(chain([1]), probability=np.array([np.nan], np.float32)),
+    "an infinite probability": lambda budget: _with(chain([1]), probability=np.array([np.inf], np.float32)),
+    "objects as probability": lambda budget: _with(chain([1]), probability=np.array([None], object)),
+    "objects as source": lambda budget: _with(chain([1]), source=np.array(["text"], object)),
+    "float offsets": lambda budget: _with(chain([1]), offsets=np.array([0.0, 1.0])),
     "no probability": lambda budget: _with(chain([1]), probability=np.empty(0, np.float32)),
 }
 

@@ -124,6 +124,15 @@ def test_a_failed_draft_retires_nothing() -> None:
     assert not guard.retired(slots).any()
 
 
+def test_a_slot_that_is_given_twice_is_closed_once() -> None:
+    guard = Guard(ends_with(1))
+    slots = guard.open(*ragged([[1], [2]]))
+    guard.close(slots[[0, 0]])
+    again = guard.open(*ragged([[3], [4]]))
+    assert len({*again.tolist(), int(slots[1])}) == 3
+    assert guard.errors == 0
+
+
 def test_a_failed_close_is_survived() -> None:
     guard = Guard(drafters.Raising(ends_with(1), 1.0, spared=("open", "draft", "extend")))
     slots = guard.open(*ragged([[1]]))

@@ -488,7 +488,8 @@ class TestAccount:
     def test_probabilities_that_are_none_are_survived(self):
         pacer = Pacer()
         pacer.judge(np.array([np.nan, -1, 7], np.float32), np.array([0, 3]), np.array([3]))
-        assert [row["tokens"] for row in pacer.report()["calibration"]] == [2, 1]
+        pacer.judge(np.array([np.inf, np.inf, np.nan, np.nan], np.float32), np.array([0, 4]), np.array([4]))
+        assert [row["tokens"] for row in pacer.report()["calibration"]] == [4, 3]
 
     def test_the_report_is_plain_data(self):
         pacer = taught(0.1)
