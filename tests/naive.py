@@ -361,7 +361,7 @@ class Mixing:
                 latest = int(context.latest == token)
                 key = (context.kind, length, _bucket(MIX_SEENS, seen), share, latest)
                 rate = self.rate(key)
-                inputs.append((key, math.log(rate / (1 - rate))))
+                inputs.append((key, float32(math.log(rate / (1 - rate)))))
                 odds += self._weight(chosen, key) * inputs[-1][1]
             mean = (odds + self.map_odds(0, last, odds) + self.map_odds(1, token, odds)) / 3
             result.append(Candidate(token, _squash(mean), odds, inputs))
