@@ -208,8 +208,8 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
         raise InputError(
             f"the drafter's draft: offsets {offsets} do not fit {len(budget)} rows and {len(tokens)} tokens in all"
         )
-    if offsets.dtype.kind not in "iu":
-        raise InputError(f"the drafter's draft: expected whole numbers as offsets, got {offsets.dtype}")
+    if offsets.dtype != np.int64:
+        raise InputError(f"the drafter's draft: expected int64 offsets, got {offsets.dtype}")
     if not len(tokens):
         return drafts
     lengths = offsets[1:] - offsets[:-1]
@@ -222,9 +222,9 @@ def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
         )
     if tokens.dtype != np.int32 or parents.dtype != np.int32:
         raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
-    if drafts.probability.dtype.kind != "f" or drafts.source.dtype.kind not in "iu":
+    if drafts.probability.dtype != np.float32 or drafts.source.dtype != np.uint8:
         raise InputError(
-            f"the drafter's draft: expected floats as probability and whole numbers as source, got "
+            f"the drafter's draft: expected float32 probability and uint8 source, got "
             f"{drafts.probability.dtype} and {drafts.source.dtype}"
         )
     if not np.isfinite(drafts.probability).all():

@@ -26,7 +26,8 @@ COLUMNS = 8
 
 NO_STATE = -1
 
-# Of its own text a sequence has two kinds: contexts that came within the latest `NEAR` tokens, and others.
+# Of its own text a sequence has two kinds: contexts that came within the latest `NEAR` tokens that it
+# has learnt, and others.
 OWN, RESPONSES, CORPUS, REFERENCE, RANKED, OWN_FAR = range(6)
 KINDS = 6
 NEAR = 256

@@ -60,7 +60,8 @@ class FusionSettings(OwnTextSettings):
     learnt: Path | None = Field(
         None,
         description="A file that `Fusion.save` wrote, to start from what the predictor had learnt by then; it has no "
-        "text in it. By default it starts from neutral values, which it leaves behind within some thousand tokens.",
+        "text in it, though it betrays which tokens occurred. By default it starts from neutral values, which it "
+        "leaves behind within some thousand tokens.",
     )
     recycling: bool = Field(
         False,
@@ -277,6 +278,10 @@ class Fusion:
 
     def end_reply(self, slots: Int64) -> None:
         """As `KeepsReplies.end_reply`: the replies become a source for others. Errors as `SuffixAutomata.close`."""
+        self._keep_replies(slots)
+        self._rotate_replies()
+
+    def _keep_replies(self, slots: Int64) -> None:
         self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it
         if len(np.unique(slots)) != len(slots):
             raise InputError(f"slots: expected distinct ones, got {slots}")
@@ -293,19 +298,26 @@ class Fusion:
             )
         self._judged.started[slots] = NOT_STARTED
         self._judged.considered[slots] = 0
+
+    def _rotate_replies(self) -> None:
         if self.responses.rotate():
             self._places.others[:, 1] = self._places.others[:, 0]
             self._places.others[:, 0] = self.responses.beginning[0]
 
     def close(self, slots: Int64) -> None:
         """As `Drafter.close`, and `end_reply`."""
-        self.end_reply(slots)
+        self._keep_replies(slots)
         references = self._places.reference[slots]
         self._places.reference[slots] = NONE
         self.automata.close(np.concatenate([slots, references[references != NONE]]))
+        # After that, for a new generation needs memory, which these may have been the ones to take up.
+        self._rotate_replies()
 
     def save(self, path: str | Path) -> None:
-        """Write what the predictor has learnt to a file; no text, and no token, is in it."""
+        """Write what the predictor has learnt to a file.
+
+        No text is in it; which tokens occurred, by their ids modulo 4096, can be told from the maps.
+        """
         write_mixer(self.mixer, Path(path))
 
     def load(self, path: str | Path) -> None:

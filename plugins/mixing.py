@@ -116,7 +116,7 @@ class Candidates(NamedTuple):
 
 
 def start() -> Mixer:
-    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, maps that change nothing."""
+    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, maps that keep the odds."""
     seens = np.array([1, 2, 3, 4.5, 7, 12, 32, 128])
     lengths = np.array([1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60])
     seen, length = seens[None, None, :, None, None], lengths[None, :, None, None, None]

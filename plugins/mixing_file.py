@@ -14,6 +14,7 @@ from freedraft.retrieval.errors import InputError
 # A member's header, on top of its array's bytes.
 HEADER_BYTES = 1024
 WEIGHT_LIMIT = 16.0
+STORED = tuple(name for name in Mixer._fields if name != "stretched")  # which follows from the rates
 
 
 def write_mixer(mixer: Mixer, path: Path) -> None:
@@ -21,7 +22,7 @@ def write_mixer(mixer: Mixer, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **mixer._asdict())
+            np.savez(file, **{name: array for name, array in mixer._asdict().items() if name in STORED})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,11 +38,12 @@ def read_mixer(path: Path) -> Mixer:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}
-            for name, array in expected._asdict().items():
+            for name in STORED:
+                array = getattr(expected, name)
                 if not sizes.get(f"{name}.npy", 0) <= array.nbytes + HEADER_BYTES:
                     raise InputError(f"{path}: {name}: {sizes[f'{name}.npy']} bytes are too many")
         with np.load(path, allow_pickle=False) as stored:
-            loaded = {name: stored[name] for name in Mixer._fields}
+            loaded = {name: stored[name] for name in STORED}
     except InputError:
         raise
     # numpy, zipfile and zlib each have their own ways to say that a file is broken.

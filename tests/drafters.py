@@ -247,6 +247,8 @@ MALFORMED: dict[str, Callable[[int], Any]] = {
     "an infinite probability": lambda budget: _with(chain([1]), probability=np.array([np.inf], np.float32)),
     "objects as probability": lambda budget: _with(chain([1]), probability=np.array([None], object)),
     "objects as source": lambda budget: _with(chain([1]), source=np.array(["text"], object)),
+    "long probabilities": lambda budget: _with(chain([1]), probability=np.array([0.5], np.longdouble)),
+    "long sources": lambda budget: _with(chain([1]), source=np.array([300], np.int64)),
     "float offsets": lambda budget: _with(chain([1]), offsets=np.array([0.0, 1.0])),
     "no probability": lambda budget: _with(chain([1]), probability=np.empty(0, np.float32)),
 }

@@ -166,8 +166,8 @@ def test_replies_that_end_together_are_closed_over_steps(monkeypatch: pytest.Mon
     for _ in range(4):
         batch.commit(asked, [5])
         closed.append(len(drafter.closed))
-    # 12, 12 and 34 tokens of 20 a step: one of them alone may be more.
-    assert closed == [1, 2, 3, 3]
+    # 12, 12 and 34 tokens, a step until there are 20.
+    assert closed == [2, 3, 3, 3]
 
 
 class Conversing(Scripted):
@@ -190,6 +190,42 @@ def test_a_user_who_goes_on_ends_the_reply(monkeypatch: pytest.MonkeyPatch) -> N
         ("end_reply", [5]),
         ("extend", [7, 8, 9, 4, 6]),
     ]
+
+
+def test_calls_that_vllm_leaves_out_end_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Conversing()
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1, 2], [3], [4])
+    batch.commit(asked, [4], [4], [])
+    drafter.calls.clear()
+    batch.texts[0] += [7, 8, 9]
+    batch.texts[1] += [7]
+    batch.commit(asked, [4], [6], [])
+    assert all(name != "end_reply" for name, _ in drafter.calls)
+    assert sorted(drafter.texts.values()) == [[1, 2, 4, 7, 8, 9, 4], [3, 4, 7, 6], [4]]
+
+
+def test_ended_sequences_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Scripted()
+    asked = with_drafter(monkeypatch, drafter, {"vllm": {"step_tokens": 10, "idle_sequences": 0}})
+    batch = Batch()
+    for step in range(60):
+        # As many tokens end in a step as may be taken in, and none fits beside another.
+        batch.texts = [[step + 1] * 6, [step + 100] * 6][: 1 + step % 2]
+        batch.commit(asked, *[[5]] * len(batch.texts))
+    for _ in range(3):
+        batch.texts = []
+        batch.commit(asked)
+    assert len(drafter.closed) >= 88
+    assert asked._drafting is not None
+    assert len(asked._drafting._ending) <= 2
+
+
+def test_new_tokens_that_are_none_cost_a_draft_and_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = with_drafter(monkeypatch, Scripted())
+    batch = Batch([1])
+    assert asked.propose([None], batch.length, batch.tokens) == [[]]
+    assert asked.statistics.errors == 1
 
 
 def test_what_a_user_adds_is_no_source_for_others() -> None:

@@ -119,7 +119,7 @@ from freedraft.integrations.vllm.proposer import Proposer
 def signatures():
     modules = [module for name, module in sys.modules.items() if name.startswith("freedraft.")]
     found = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
-    return {kernel.py_func.__qualname__: len(kernel.signatures) for kernel in found}
+    return {f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}": len(kernel.signatures) for kernel in found}
 
 options = {options}
 with mock.patch.object(tap, "LogitsTap", tap.MadeUpRankings), mock.patch("{proposer}.LogitsTap", tap.MadeUpRankings):

@@ -114,8 +114,13 @@ class BatchDrafting:
             A list a row, of 0 to `longest` tokens.
         """
         rows = len(sampled)
-        new = np.fromiter(map(len, sampled), np.int64, rows)
         counts = self.statistics
+        try:
+            new = np.fromiter(map(len, sampled), np.int64, rows)
+        except Exception:
+            self._begin_anew()
+            counts.errors = self._errors
+            return [[] for _ in range(rows)]
         counts.steps += 1
         counts.sequences = rows
         counts.sequence_steps += int(np.count_nonzero(new))
@@ -127,8 +132,12 @@ class BatchDrafting:
             except Exception:
                 self._begin_anew()
                 drafts = [[] for _ in range(rows)]
-        counts.errors = self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
+        counts.errors = self._errors
         return drafts
+
+    @property
+    def _errors(self) -> int:
+        return self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
 
     def _propose(self, new: Int64, length: Int32, tokens: Int32, answer: list[list[int]]) -> None:
         self._reopen_when_due()
@@ -176,7 +185,7 @@ class BatchDrafting:
         return drafts
 
     def _open_and_close(self, step: Step) -> None:
-        """Open what is new; close what has ended, up to `step_tokens` tokens of it or one sequence a step.
+        """Open what is new; close what has ended, until `step_tokens` tokens of it are reached in this step.
 
         A reply becomes a source for others when it is closed, which costs as much as taking it in did.
         """
@@ -189,7 +198,7 @@ class BatchDrafting:
             self.statistics.opened += len(step.opened)
         closing: list[int] = []
         room = self._settings.step_tokens
-        while self._ending and (not closing or self._ending[0][1] <= room):
+        while self._ending and room > 0:
             slot, held = self._ending.popleft()
             closing.append(slot)
             room -= held
@@ -248,18 +257,26 @@ class BatchDrafting:
 
 @kernel
 def _how_rows_grew(sequences: Int64, previous: Int64, length: Int32, new: Int64) -> tuple[bool, Int64]:
-    """Whether all rows grew by their new tokens, and by some; and the sequences that grew by others too, int64."""
+    """Whether all rows grew by their new tokens, and by some; and the sequences that grew by others too, int64.
+
+    Where all of several did, vLLM has left calls out: near `max_model_len` it asks for no row at all. Then they are the
+    target's own tokens, and none of these sequences is told.
+    """
     rows = len(sequences)
     continued = np.empty(rows, np.int64)
     count = 0
+    decoding = 0
     steady = True
     for i in range(rows):
         known = sequences[i] >= 0 and previous[i] > 0
         as_told = previous[i] + new[i] == length[i]
         steady &= known and as_told and new[i] > 0
+        decoding += known and new[i] > 0
         if known and not as_told:
             continued[count] = sequences[i]
             count += 1
+    if count > 1 and count == decoding:
+        count = 0
     return steady, continued[:count]
 
 

@@ -72,7 +72,7 @@ def _feedback(
         shown = positions[i + 1] - positions[i]
         if sequence < 0 or not ready[sequence] or new[i] == 0 or previous[i] + new[i] != length[i] or new[i] > shown:
             continue
-        if shown - 1 > notes.given[sequence]:
+        if previous[i] == 0 or shown - 1 > notes.given[sequence]:
             continue
         who[count] = sequence
         at_row[count] = i

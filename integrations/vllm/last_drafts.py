@@ -105,7 +105,9 @@ def _settle(
     count = 0
     for i in range(rows):
         sequence = sequences[i]
-        if sequence < 0 or notes.given[sequence] == 0 or new[i] == 0 or previous[i] + new[i] != length[i]:
+        if sequence < 0 or notes.given[sequence] == 0 or new[i] == 0:
+            continue
+        if previous[i] == 0 or previous[i] + new[i] != length[i]:
             continue
         who[count] = sequence
         accepted[count] = min(new[i] - 1, notes.given[sequence])

@@ -34,7 +34,7 @@ COUNTERS = {
     "tokens": "Tokens committed in these; tokens / sequence_steps is the mean over all steps.",
     "taken_tokens": "Tokens handed to the drafter, prompts included.",
     "opened_sequences": "Sequences begun by the drafter, those built anew included.",
-    "draft_tokens": "Tokens drafted and verified, by source.",
+    "draft_tokens": "Tokens given to vLLM to verify, by source; it drops those of a request that has just ended.",
     "withheld_tokens": "Tokens drafted and not verified, for it would not have paid.",
     "accepted_tokens": "Drafted tokens that were accepted, by source.",
     "draft_seconds": "Seconds spent in drafting.",

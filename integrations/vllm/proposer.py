@@ -14,6 +14,7 @@ import numpy as np
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.drafting import BatchDrafting
+from freedraft.integrations.vllm.log import log_like_vllm
 from freedraft.integrations.vllm.metrics import MetricsFile, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
@@ -48,7 +49,7 @@ class Proposer:
             ConfigError: an unknown drafter or setting, or a bad value.
             UnsupportedError: the model can't be decoded speculatively, or vLLM can't tell the drafter what it asks for.
         """
-        _log_like_vllm()
+        log_like_vllm()
         _refuse_recurrent(vllm_config.model_config)
         mend_sampling_on_cpu()
         self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
@@ -230,12 +231,3 @@ def _open_metrics(vllm_config: Any) -> MetricsFile | None:
     except Exception:
         logger.warning("freedraft: no metrics: can't write to %s", path, exc_info=True)
         return None
-
-
-def _log_like_vllm() -> None:
-    """Give our logger vLLM's handlers and level; Python shows a library's lines only from warnings up."""
-    theirs = logging.getLogger("vllm")
-    if theirs.handlers and not logger.handlers:
-        logger.handlers = list(theirs.handlers)
-        logger.setLevel(theirs.level)
-        logger.propagate = False

@@ -2,7 +2,8 @@
 
 Numba looks at every argument of every launch anew, which takes the host longer than the device takes for the work. Here
 the arguments are laid out once, as Numba's own launches lay them out, and a launch changes those that are new and calls
-the driver. It relies on how numba-cuda keeps a compiled kernel; `prepared` says so where that has changed.
+the driver. It relies on how numba-cuda keeps a compiled kernel, and is not used with versions of which that
+is not known.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import logging
 import struct
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from numba import config, from_dtype, types
 from freedraft.retrieval.errors import FreedraftError
 
 logger = logging.getLogger("freedraft")
+
+KNOWN = {("0", "30")}
+"""Versions of numba-cuda whose layout of arguments the tests hold this one against."""
 
 WORD = 8
 DATA = 4  # the word of an array that is its address
@@ -84,6 +89,9 @@ def prepared(kernel: Any, arguments: tuple[Any, ...]) -> PreparedLaunch | None:
     if config.ENABLE_CUDASIM:
         return None
     try:
+        found = version("numba-cuda")
+        if tuple(found.split(".")[:2]) not in KNOWN:
+            raise ImportError(f"numba-cuda {found} may lay arguments out in another way")
         return PreparedLaunch(kernel, arguments)
     except (AttributeError, ImportError, TypeError) as error:
         logger.warning("freedraft: kernels are launched through Numba, which is slower (%s)", error)

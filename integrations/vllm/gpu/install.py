@@ -57,7 +57,7 @@ def make_speculator(original: type, *arguments: Any, **options: Any) -> Any:
     if not is_configured(vllm_config):
         return original(*arguments, **options)
     from freedraft.integrations.vllm.gpu.expected import KNOWN, departures, installed_version
-    from freedraft.integrations.vllm.gpu.log import log_like_vllm
+    from freedraft.integrations.vllm.log import log_like_vllm
     from freedraft.retrieval.errors import CapacityError, ConfigError
     from freedraft.retrieval.index.errors import CorpusIndexError
 

@@ -140,9 +140,11 @@ class ScanSpeculator(BaseSpeculator):
         budget = min(max(0, wanted), self.num_speculative_steps)
         addresses = self._current_addresses()
         if addresses != self._addresses:
-            self._addresses = addresses
+            # Nothing that points to the old arrays may stay, should this fail.
+            self._step = None
             self._views.clear()
             self._step = self._prepared_step()
+            self._addresses = addresses
         if self._step is None or not (
             can_stand_in(slots, self._rows, requests) and can_stand_in(sampled, self._active, requests)
         ):

@@ -11,3 +11,4 @@ def log_like_vllm() -> None:
     if theirs.handlers and not ours.handlers:
         ours.handlers = list(theirs.handlers)
         ours.setLevel(theirs.level)
+        ours.propagate = False
