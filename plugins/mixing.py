@@ -65,7 +65,7 @@ MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 DEPTHS = 2
 ODDS_STEPS = 33
 ODDS_END = 8.0
-CORRECTION_RATE = 0.02
+CORRECTION_RATE = 0.04
 CORRECTED_LIMIT = 1e6
 CORRECTION_PRIOR = 5.0  # observations that the start of the last stage counts for
 

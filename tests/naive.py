@@ -411,7 +411,7 @@ class Mixing:
         seen = self.corrected[min(depth, 1)]
         for step, part in ((low, 1 - share), (low + 1, share)):
             seen[step] = float32(min(seen[step] + part, 1e6))
-            rate = max(0.02, 1 / (seen[step] + 5))
+            rate = max(0.04, 1 / (seen[step] + 5))
             line[step] = float32(line[step] + rate * part * (right - line[step]))
 
     def _set(self, evidence: list[Evidence]) -> int:
