@@ -34,8 +34,9 @@ NEVER = 2**62
 class BatchDrafting:
     """Drafts for the rows of vLLM's batch; never raises.
 
-    A drafter's failure costs the sequences of that call their state, one of our own all sequences. They are built anew
-    after a pause, which doubles with each failure up to 256 steps and is forgotten after as many without one.
+    A failure of the drafter's `open` or `extend` costs the sequences of that call their state, one of our own all
+    sequences. They are built anew after a pause, which doubles with each failure up to 256 steps and is forgotten after
+    as many without one.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class BatchDrafting:
         flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
         for j, row in enumerate(drafting.tolist()):
             answer[row] = flat[ends[j] : ends[j + 1]]
-        if self.guard.errors != errors:
+        if self.guard.errors != errors and self.guard.retired(self._slots[step.sequences[step.sequences >= 0]]).any():
             self._pause()
 
     def _draft(self, sequences: Int64, room: Int32, decoding: int) -> Drafts:
