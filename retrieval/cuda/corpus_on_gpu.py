@@ -113,11 +113,12 @@ class DeviceCorpus:
     def _arguments(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], rules: Rules) -> Iterator[tuple[Any, ...]]:
         batch, columns = outputs[0].shape
         slots = self._seen[0].shape[0] if self._seen else inputs[0].shape[0]
-        if batch > self.batch or inputs[0].shape[0] > slots or columns > MOST_DRAFTED:
+        if batch > self.batch or inputs[0].shape[0] > slots:
             raise InputError(
-                f"device corpus: made for {self.batch} rows of {slots} slots and drafts of {MOST_DRAFTED} tokens, got "
-                f"{batch} of {inputs[0].shape[0]} and {columns}"
+                f"device corpus: made for {self.batch} rows of {slots} slots, got {batch} of {inputs[0].shape[0]}"
             )
+        if columns > MOST_DRAFTED:
+            raise InputError(f"device corpus: made for drafts of up to {MOST_DRAFTED} tokens, got room for {columns}")
         limits = rules.limit(outputs[0].shape[1]), self.min_match, np.float32(rules.least)
         for automaton, cursors, seen in zip(self._automata, self._cursors, self._seen, strict=True):
             yield (
