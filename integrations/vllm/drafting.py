@@ -147,7 +147,7 @@ class BatchDrafting:
         self._open_and_close(step)
         steady, continued = _how_rows_grew(step.sequences, step.previous, length, new)
         if len(continued):
-            # The user's next message; where a row is alone, or not all grew so, also what came in calls that vLLM left out.
+            # The user's next message; of a row that is alone, also what came in calls that vLLM left out.
             self.guard.end_reply(self._slots[continued])
         verified = self._last.settle(step.sequences, step.previous, length, new)
         decoding = int(np.count_nonzero(new))
