@@ -46,6 +46,7 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "fusion": {"drafter": "fusion"},
     "fusion with recycling": {"drafter": "fusion", "recycling": True},
     "fusion with recycling, trees": {"drafter": "fusion", "recycling": True, "shape": "tree"},
+    "fusion with everything": {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}},
 }
 SLOW: dict[str, dict[str, Any]] = {
     "token_recycling": {"drafter": "token_recycling"},

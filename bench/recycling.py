@@ -47,6 +47,13 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "prompt_lookup": {"drafter": "prompt_lookup", "min_match": 1},
     "suffix_automaton": {"drafter": "suffix_automaton", "min_expected": 0, "min_probability": 0.1},
     "fusion": {"drafter": "fusion"},
+    "fusion with recycling": {"drafter": "fusion", "recycling": True},
+    "fusion with jacobi": {"drafter": "fusion", "drafters": {"jacobi": {}}},
+    "fusion with lookahead": {"drafter": "fusion", "drafters": {"lookahead": {}}},
+    "fusion with all three": {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}},
+    "fusion with all three, tree": {
+        "drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}, "shape": "tree",
+    },
 }  # fmt: skip
 
 

@@ -167,6 +167,15 @@ class TakesReference(Protocol):
 
 
 @runtime_checkable
+class FollowsDrafts(Protocol):
+    """A drafter that learns as well from the verification of drafts that others made: so it can serve `fusion`."""
+
+    def adopt(self, slots: Int64, drafts: Drafts) -> None:
+        """`drafts` are verified, not those of the last `draft`: the next `observe` is about their nodes."""
+        ...
+
+
+@runtime_checkable
 class KeepsReplies(Protocol):
     """A drafter for which replies are more than the text of their own sequence: a source for others, say."""
 

@@ -21,15 +21,16 @@ LIKELIEST = 3  # the token that followed most often
 TIMES = 4  # how often that one followed
 LATEST = 5  # the token that followed last
 PLACE = 6  # the automaton's state; in a corpus the node, or `NO_STATE` on the way along an edge
-TEXT = 7  # which corpus, if it is one; which row of the rankings
+TEXT = 7  # which corpus, if it is one; which row of the rankings; which other drafter
 COLUMNS = 8
 
 NO_STATE = -1
 
 # Of its own text a sequence has two kinds: contexts that came within the latest `NEAR` tokens that it
 # has learnt, and others.
-OWN, RESPONSES, CORPUS, REFERENCE, RANKED, OWN_FAR = range(6)
-KINDS = 6
+OWN, RESPONSES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED = range(7)
+KINDS = 7
+COUNTED = RANKED  # of the kinds below it the counts are counts; in the others `TIMES` is a share bucket
 NEAR = 256
 
 CONTEXTS_A_TEXT = 3

@@ -12,6 +12,7 @@ import numpy as np
 from freedraft.plugins.adjacency import Table, push_token
 from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
 from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates, learn, learn_correction, predict, room
+from freedraft.plugins.proposals import Proposals, count_proposals, follow_proposals, gather_proposals, to_start
 from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings, learn_rankings
 from freedraft.plugins.texts import (
     Places,
@@ -91,11 +92,13 @@ def weigh(
     damaged: Int64,
     table: Table,
     ranking: bool,
+    proposals: Proposals,
     mixer: Mixer,
     texts: Int64,
     cursors: Int64,
     in_corpora: Int32,
     context: Int32,
+    at: Int64,
     last: int,
     evidence: Int64,
     candidates: Candidates,
@@ -103,6 +106,7 @@ def weigh(
     """Gather the evidence at a place in all texts, and mix it to a probability for each candidate of the next token.
 
     Args:
+        at: where the place is in the proposals for the sequence.
         last: the token right before the place.
 
     Returns:
@@ -112,6 +116,7 @@ def weigh(
     rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
     if ranking:
         rows = gather_rankings(table, context, evidence, rows)
+    rows = gather_proposals(proposals, texts[0], at, evidence, rows)
     found = find_candidates(evidence, rows, candidates)
     if found > 0:
         tokens_found = candidates.tokens[:found]
@@ -119,6 +124,8 @@ def weigh(
         count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
         if ranking:
             count_rankings(table, evidence, rows, tokens_found, candidates.times)
+        if len(at) > 0:
+            count_proposals(evidence, rows, tokens_found, candidates.times)
         predict(evidence, rows, mixer, candidates, found, last)
     return rows, found
 
@@ -145,6 +152,7 @@ def extend_batch(
     judged: Judged,
     table: Table,
     rankings: Rankings,
+    proposals: Proposals,
     mixer: Mixer,
     slots: Int64,
     tokens: Int32,
@@ -163,6 +171,7 @@ def extend_batch(
     candidates = room()
     texts, cursors, in_corpora = new_cursors(places)
     ranking = rankings.ranked.shape[1] > 0
+    at = np.empty((proposals.nodes.shape[1], 2), np.int64)
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
@@ -172,6 +181,7 @@ def extend_batch(
         last = judged.last[slot]
         if replying:
             take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+            to_start(proposals, slot, at)
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
@@ -179,8 +189,8 @@ def extend_batch(
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows, found = weigh(
-                    words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                    texts, cursors, in_corpora, context, last, evidence, candidates,
+                    words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                    texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
                 if found > 0:
                     learn(evidence, rows, mixer, candidates, found, last, token)
@@ -191,6 +201,7 @@ def extend_batch(
             if replying:
                 follow_others(words, states, edges, sequences, texts, cursors, token)
                 follow_corpora(corpora, damaged, in_corpora, token)
+                follow_proposals(proposals, slot, at, token)
             if ranking:
                 push_token(context, token)
             last = int(token)
@@ -237,6 +248,7 @@ def draft_batch(
     judged: Judged,
     table: Table,
     rankings: Rankings,
+    proposals: Proposals,
     mixer: Mixer,
     sources: UInt8,
     slots: Int64,
@@ -256,6 +268,7 @@ def draft_batch(
     candidates = room()
     texts, cursors, in_corpora = new_cursors(places)
     ranking = rankings.ranked.shape[1] > 0
+    at = np.empty((proposals.nodes.shape[1], 2), np.int64)
     used = 0
     offsets[0] = 0
     for slot in slots:
@@ -267,6 +280,7 @@ def draft_batch(
             judged.started[slot] = sequences[slot, HEAD_LENGTH]
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+        to_start(proposals, slot, at)
         context = rankings.context[slot].copy()
         last = judged.last[slot]
         likelihood = 1.0
@@ -275,8 +289,8 @@ def draft_batch(
         judged.considered[slot] = 0
         while depth < most:
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                texts, cursors, in_corpora, context, last, evidence, candidates,
+                words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                texts, cursors, in_corpora, context, at, last, evidence, candidates,
             )  # fmt: skip
             if found == 0:
                 break
@@ -303,6 +317,7 @@ def draft_batch(
                 advance_own(words, states, edges, sequences, texts, cursors, token)
                 follow_others(words, states, edges, sequences, texts, cursors, token)
                 follow_corpora(corpora, damaged, in_corpora, token)
+                follow_proposals(proposals, slot, at, token)
                 if ranking:
                     push_token(context, token)
         offsets[row + 1] = used

@@ -14,6 +14,7 @@ from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
 from freedraft.plugins.fusing import NOT_STARTED, ROOT, Judged, kind_of, weigh
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
 from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
+from freedraft.plugins.proposals import Proposals, follow_proposals, to_start
 from freedraft.plugins.rankings import Rankings
 from freedraft.plugins.texts import (
     Places,
@@ -42,6 +43,7 @@ def draft_trees(
     judged: Judged,
     table: Table,
     rankings: Rankings,
+    proposals: Proposals,
     mixer: Mixer,
     sources: UInt8,
     slots: Int64,
@@ -65,6 +67,7 @@ def draft_trees(
     at_cursors = np.empty((longest + 1, *cursors.shape), np.int64)
     at_corpora = np.empty((longest + 1, places.corpora.shape[1], CURSOR_FIELDS), np.int32)
     contexts = np.empty((longest + 1, MAX_CONTEXT), np.int32)
+    at = np.empty((longest + 1, proposals.nodes.shape[1], 2), np.int64)
     depths = np.zeros(longest + 1, np.int64)
     # What is known of each entry of the heap, in the order in which they were found.
     most_found = longest * MAX_CANDIDATES
@@ -83,6 +86,7 @@ def draft_trees(
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
+        to_start(proposals, slot, at[0])
         most = min(longest, budget[row])
         nodes, waiting, order = 0, 0, 0
         parent, likelihood = ROOT, 1.0
@@ -90,8 +94,8 @@ def draft_trees(
             here = parent + 1
             last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, ranking, mixer,
-                texts, at_cursors[here], at_corpora[here], contexts[here], last, evidence, candidates,
+                words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence, candidates,
             )  # fmt: skip
             for j in range(found):
                 joint = likelihood * correct(mixer, depths[here], candidates.mixed[j])
@@ -117,10 +121,11 @@ def draft_trees(
             nodes += 1
             if nodes < most:
                 at_cursors[nodes], at_corpora[nodes] = at_cursors[parent + 1], at_corpora[parent + 1]
-                contexts[nodes], depths[nodes] = contexts[parent + 1], depths[parent + 1] + 1
+                contexts[nodes], at[nodes], depths[nodes] = contexts[parent + 1], at[parent + 1], depths[parent + 1] + 1
                 advance_own(words, states, edges, sequences, texts, at_cursors[nodes], token)
                 follow_others(words, states, edges, sequences, texts, at_cursors[nodes], token)
                 follow_corpora(corpora, damaged, at_corpora[nodes], token)
+                follow_proposals(proposals, slot, at[nodes], token)
                 push_token(contexts[nodes], token)
             parent = nodes - 1
         judged.considered[slot] = nodes

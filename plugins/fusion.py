@@ -18,6 +18,7 @@ from freedraft.plugins.fusing import NOT_STARTED, draft_batch, extend_batch, not
 from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
+from freedraft.plugins.other_drafters import OtherDrafters
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
@@ -36,7 +37,16 @@ RESPONSE_BYTES = 128
 
 # By kind of evidence.
 SOURCES = np.array(
-    [Source.OWN_TEXT, Source.RESPONSES, Source.CORPUS, Source.REFERENCE, Source.BY_PRODUCT, Source.OWN_TEXT], np.uint8
+    [
+        Source.OWN_TEXT,
+        Source.RESPONSES,
+        Source.CORPUS,
+        Source.REFERENCE,
+        Source.OWN_TEXT,
+        Source.BY_PRODUCT,
+        Source.BY_PRODUCT,
+    ],
+    np.uint8,
 )
 
 
@@ -67,6 +77,11 @@ class FusionSettings(OwnTextSettings):
         False,
         description="Draft also from what the model itself ranked high when it last saw the same few tokens (token "
         "recycling); the runtime then has to collect its likeliest tokens at each verified position.",
+    )
+    drafters: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Other drafters, by name with their settings, whose drafts are evidence as well: `jacobi: {}`, "
+        "`lookahead: {}`, or one of a package of yours; the runtime then has to collect what they need to be told.",
     )
     index: str | list[str] | None = Field(
         None, description="Folder of an index, or several, as `freedraft index build` made them, to draft from as well."
@@ -156,14 +171,15 @@ class Fusion:
         self._places = no_places(len(self._segments))
         self._judged = nothing_judged(settings.max_tokens)
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
+        self._others = OtherDrafters(settings.drafters)
         self.threads = Threads(settings.threads)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
 
     @property
     def feedback(self) -> frozenset[FeedbackKind]:
-        """The target's rankings, if `recycling`; nothing otherwise."""
-        return frozenset({"top_k"}) if self.settings.recycling else frozenset()
+        """The target's rankings, if `recycling`, and what the `drafters` need."""
+        return self._others.feedback | (frozenset({"top_k"}) if self.settings.recycling else frozenset())
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
         """As `Drafter.open`; errors as `SuffixAutomata.open`."""
@@ -181,11 +197,13 @@ class Fusion:
         self._judged.considered[slots] = 0
         self._rankings.context[slots] = NO_TOKEN
         self._rankings.shown[slots] = 0
+        self._others.open(slots)
         if len(prompts):
             try:
                 self.extend(slots, prompts, offsets)
             except InputError:
                 self.automata.close(slots)
+                self._others.close(slots)
                 raise
         return slots
 
@@ -223,18 +241,21 @@ class Fusion:
         grown = self.automata
         status = extend_batch(
             grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
-            self._damaged, self._places, self._judged, self._table, self._rankings, self.mixer, slots, tokens, offsets,
+            self._damaged, self._places, self._judged, self._table, self._rankings,
+            self._others.proposals, self.mixer, slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
         if status == BAD_TOKEN:
             raise InputError(f"tokens: token ids must not be negative, got {int(tokens.min())}")
         self._drop_damaged()
+        self._others.extend(slots, tokens, offsets)
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
         """As `Drafter.draft`: one chain or tree a sequence."""
         if len(budget) != len(slots):
             raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        self._others.propose(slots, budget)
         arrays = self.automata.arrays
         longest = self.settings.max_tokens
         least = max(self.settings.min_probability, self.floor)
@@ -248,8 +269,8 @@ class Fusion:
             offsets = np.empty(last - first + 1, np.int64)
             status = draft(
                 arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-                self._judged, self._table, self._rankings, self.mixer, SOURCES, slots[first:last], budget[first:last],
-                longest, least, tokens, parents, probability, source, offsets,
+                self._judged, self._table, self._rankings, self._others.proposals, self.mixer, SOURCES, slots[first:last],
+                budget[first:last], longest, least, tokens, parents, probability, source, offsets,
             )  # fmt: skip
             if status == BAD_SLOT:
                 raise InputError(f"slots: expected open ones, got {slots}")
@@ -259,7 +280,9 @@ class Fusion:
         # A row writes to what is its slot's alone.
         parts = self.threads.share(len(slots), draft_rows)
         self._drop_damaged()
-        return parts[0] if len(parts) == 1 else Drafts.joined(parts)
+        drafts = parts[0] if len(parts) == 1 else Drafts.joined(parts)
+        self._others.adopt(slots, drafts)
+        return drafts
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: rankings are kept until `extend` has told what was committed.
@@ -267,9 +290,10 @@ class Fusion:
         Raises:
             InputError: a slot that is not open, or shapes that do not fit.
         """
-        if feedback.top_k is None or not self.feedback:
-            return
         self.automata.learning(slots)  # raises for a slot that is not open
+        self._others.observe(slots, feedback)
+        if feedback.top_k is None or not self.settings.recycling:
+            return
         ranked = np.ascontiguousarray(feedback.top_k, np.int32)
         if ranked.ndim != 2:
             raise InputError(f"feedback: expected top_k of shape (positions, k), got {ranked.shape}")
@@ -310,6 +334,7 @@ class Fusion:
         references = self._places.reference[slots]
         self._places.reference[slots] = NONE
         self.automata.close(np.concatenate([slots, references[references != NONE]]))
+        self._others.close(slots)
         # After that, for a new generation needs memory, which these may have been the ones to take up.
         self._rotate_replies()
 

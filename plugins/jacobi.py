@@ -19,6 +19,8 @@ from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offset
 # Iterates that a token has outlived unchanged, up to this; 0 = an initial guess.
 MAX_AGE = 3
 MAX_DEPTH = 7
+# Nodes of another drafter's draft that are followed, the first ones.
+FOLLOWED = 64
 # Before anything is counted, one in so many initial guesses is right; and the weight of that belief.
 PRIOR_HITS, PRIOR_TRIALS = 0.2, 4.0
 HORIZON = 1024.0
@@ -50,14 +52,19 @@ class Sequences(NamedTuple):
         age: int32 `(slots, max_tokens)`, for how many iterates each has been the same.
         known: int32 `(slots,)`, the length of the iterate.
         drafted: int32 `(slots,)`, tokens of the last draft, which are then the beginning of `guesses`.
+        nodes: int32 `(slots,)`, how many there are in what is verified: the last draft, or another's.
+        tokens, parents: int32 `(slots, M)`, these.
         shown: int32 `(slots,)`, verified positions in `argmax`; 0 = no feedback.
-        argmax: int32 `(slots, max_tokens + 1)`.
+        argmax: int32 `(slots, M + 1)`.
     """
 
     guesses: Int32
     age: Int32
     known: Int32
     drafted: Int32
+    nodes: Int32
+    tokens: Int32
+    parents: Int32
     shown: Int32
     argmax: Int32
 
@@ -98,13 +105,17 @@ class Jacobi:
         self._slots = Slots()
         self._samples = new_samples(0)
         most = settings.max_tokens
+        followed = max(most, FOLLOWED)
         self._sequences = Sequences(
             np.empty((0, most), np.int32),
             np.empty((0, most), np.int32),
             np.empty(0, np.int32),
             np.empty(0, np.int32),
             np.empty(0, np.int32),
-            np.empty((0, most + 1), np.int32),
+            np.empty((0, followed), np.int32),
+            np.empty((0, followed), np.int32),
+            np.empty(0, np.int32),
+            np.empty((0, followed + 1), np.int32),
         )
         self._initial = _initial_drafter(settings)
         self._initial_slots: Int64 = np.empty(0, np.int64)
@@ -121,7 +132,8 @@ class Jacobi:
         capacity = self._slots.capacity
         self._sequences = Sequences(*(grown(array, capacity) for array in self._sequences))
         self._samples = grown_samples(self._samples, capacity)
-        for array in (self._sequences.known, self._sequences.drafted, self._sequences.shown):
+        kept = self._sequences
+        for array in (kept.known, kept.drafted, kept.nodes, kept.shown):
             array[slots] = 0
         start_samples(self._samples, slots)
         if self._initial is not None:
@@ -167,6 +179,17 @@ class Jacobi:
         )  # fmt: skip
         return Drafts(tokens, parents, probability, np.full(used, Source.BY_PRODUCT, np.uint8), offsets)
 
+    def adopt(self, slots: Int64, drafts: Drafts) -> None:
+        """As `FollowsDrafts.adopt`: the next iterate is what the target predicts behind these drafts.
+
+        Raises:
+            InputError: a slot that is not open, or not one draft a slot.
+        """
+        slots = self._slots.checked(slots)
+        if drafts.rows != len(slots):
+            raise InputError(f"drafts: expected {len(slots)}, one a slot, got {drafts.rows}")
+        adopt_batch(self._sequences, slots, drafts.tokens, drafts.parents, drafts.offsets)
+
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: keep the argmax until `extend` has told what was committed.
 
@@ -211,10 +234,10 @@ def extend_batch(
     for row in range(len(slots)):
         slot = slots[row]
         guesses, age = sequences.guesses[slot], sequences.age[slot]
-        argmax, shown, drafted = sequences.argmax[slot], sequences.shown[slot], sequences.drafted[slot]
+        drafted = sequences.drafted[slot]
         committed = offsets[row + 1] - offsets[row]
-        if shown > 0:
-            for i in range(min(committed, shown - 1)):
+        if sequences.shown[slot] > 0:
+            for i in range(min(committed, drafted)):
                 at = age[i], min(i, MAX_DEPTH)
                 if counts.trials[at] >= HORIZON:
                     counts.trials[at] *= 0.5
@@ -223,21 +246,54 @@ def extend_batch(
                 if guesses[i] != tokens[offsets[row] + i]:
                     break
                 counts.hits[at] += 1.0
-        known = min(max(0, shown - committed), len(guesses))
-        for i in range(known if committed > 0 else 0):
-            token = argmax[committed + i]
-            if token < 0:
-                known = i
-                break
-            same = committed + i < drafted and guesses[committed + i] == token
-            age[i] = min(age[committed + i] + 1, MAX_AGE) if same else 1
-            guesses[i] = token
         if committed > 0:
-            sequences.known[slot] = known
+            sequences.known[slot] = next_iterate(sequences, slot, tokens[offsets[row] : offsets[row + 1]])
             sequences.shown[slot] = 0
             sequences.drafted[slot] = 0
+            sequences.nodes[slot] = 0
         for i in range(offsets[row], offsets[row + 1]):
             note_token(samples, slot, tokens[i])
+
+
+@kernel
+def likeliest_child(sequences: Sequences, slot: int, node: int) -> int:
+    """The first of a node's children among what was verified, or -1."""
+    for child in range(node + 1, sequences.nodes[slot]):
+        if sequences.parents[slot, child] == node:
+            return child
+    return -1
+
+
+@kernel
+def next_iterate(sequences: Sequences, slot: int, committed: Int32) -> int:
+    """Set the guesses to what the target predicted for the places behind what was committed; return how many.
+
+    The node that stands where the last committed token does may have another token: its argmax is the guess all the
+    same, as in the definition.
+    """
+    guesses, age = sequences.guesses[slot], sequences.age[slot]
+    drafted, past = sequences.drafted[slot], len(committed)
+    node = -1
+    for i in range(past):
+        following = likeliest_child(sequences, slot, node)
+        for child in range(node + 1, sequences.nodes[slot]):
+            if sequences.parents[slot, child] == node and sequences.tokens[slot, child] == committed[i]:
+                following = child
+                break
+        if following < 0:
+            return 0
+        node = following
+    known = 0
+    while known < len(guesses) and node >= 0 and node + 1 < sequences.shown[slot]:
+        token = sequences.argmax[slot, node + 1]
+        if token < 0:
+            break
+        same = past + known < drafted and guesses[past + known] == token
+        age[known] = min(age[past + known] + 1, MAX_AGE) if same else 1
+        guesses[known] = token
+        known += 1
+        node = likeliest_child(sequences, slot, node)
+    return known
 
 
 @kernel
@@ -276,6 +332,18 @@ def draft_batch(
             parents[offsets[row] + i] = i - 1
             probability[offsets[row] + i] = np.float32(likelihood)
         sequences.drafted[slot] = drafted
+    adopt_batch(sequences, slots, tokens, parents, offsets)
+
+
+@kernel
+def adopt_batch(sequences: Sequences, slots: Int64, tokens: Int32, parents: Int32, offsets: Int64) -> None:
+    """Take down what is verified: a ragged batch of drafts, the first nodes of each."""
+    for row in range(len(slots)):
+        slot, first = slots[row], offsets[row]
+        nodes = min(offsets[row + 1] - first, sequences.tokens.shape[1])
+        sequences.nodes[slot] = nodes
+        sequences.tokens[slot, :nodes] = tokens[first : first + nodes]
+        sequences.parents[slot, :nodes] = parents[first : first + nodes]
 
 
 @kernel
@@ -283,7 +351,7 @@ def observe_batch(sequences: Sequences, slots: Int64, argmax: Int32, offsets: In
     """Keep the argmax of the verified positions of each sequence's last draft."""
     for row in range(len(slots)):
         slot = slots[row]
-        shown = min(offsets[row + 1] - offsets[row], sequences.drafted[slot] + 1)
+        shown = min(offsets[row + 1] - offsets[row], sequences.nodes[slot] + 1)
         sequences.shown[slot] = shown
         for i in range(shown):
             sequences.argmax[slot, i] = argmax[offsets[row] + i]

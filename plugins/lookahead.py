@@ -54,10 +54,12 @@ class Sequences(NamedTuple):
     Attributes:
         window: int32 `(slots, R, W)`, the oldest row first.
         age: int32 `(slots, W)`, passes since the column was filled with guesses.
-        leaf: int32 `(slots, W)`, the draft node whose argmax goes on with the column; -1 = not drafted.
+        leaf: int32 `(slots, W)`, the verified node whose argmax goes on with the column; -1 = none.
         tail: int32 `(slots, N)`, the last tokens of the text, the newest last, -1 where there are fewer.
         drafted: int32 `(slots,)`, nodes of the last draft.
         tokens, parents, kind: int32 `(slots, M)`, these.
+        followed: int32 `(slots,)`, nodes of another drafter's draft, verified instead; -1 = the own one was.
+        followed_tokens, followed_parents: int32 `(slots, M)`, these, the first ones.
         shown: int32 `(slots,)`, verified positions in `argmax`; 0 = no feedback.
         argmax: int32 `(slots, M + 1)`.
     """
@@ -70,6 +72,9 @@ class Sequences(NamedTuple):
     tokens: Int32
     parents: Int32
     kind: Int32
+    followed: Int32
+    followed_tokens: Int32
+    followed_parents: Int32
     shown: Int32
     argmax: Int32
 
@@ -125,6 +130,9 @@ class Lookahead:
             np.empty((0, most), np.int32),
             np.empty((0, most), np.int32),
             np.empty(0, np.int32),
+            np.empty((0, most), np.int32),
+            np.empty((0, most), np.int32),
+            np.empty(0, np.int32),
             np.empty((0, most + 1), np.int32),
         )
 
@@ -145,6 +153,7 @@ class Lookahead:
         # No column is filled yet: the first draft does it.
         kept.age[slots] = -1
         kept.drafted[slots] = 0
+        kept.followed[slots] = -1
         kept.shown[slots] = 0
         start_samples(self._samples, slots)
         self.extend(slots, prompts, offsets)
@@ -184,6 +193,17 @@ class Lookahead:
         used = int(offsets[-1])
         source = np.full(used, Source.BY_PRODUCT, np.uint8)
         return Drafts(tokens[:used], parents[:used], probability[:used], source, offsets)
+
+    def adopt(self, slots: Int64, drafts: Drafts) -> None:
+        """As `FollowsDrafts.adopt`: columns go on where these drafts have them, and n-grams are taken from all paths.
+
+        Raises:
+            InputError: a slot that is not open, or not one draft a slot.
+        """
+        slots = self._slots.checked(slots)
+        if drafts.rows != len(slots):
+            raise InputError(f"drafts: expected {len(slots)}, one a slot, got {drafts.rows}")
+        adopt_batch(self._sequences, slots, drafts.tokens, drafts.parents, drafts.offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
         """As `Drafter.observe`: keep the argmax until `extend` has told what was committed.
@@ -257,6 +277,8 @@ def extend_batch(
         if sequences.shown[slot] > 0:
             judge(counts, sequences, slot, new)
         move_window(pool, sequences, slot, len(new))
+        if sequences.followed[slot] >= 0:
+            remember_paths(pool, sequences, slot)
         tail = sequences.tail[slot]
         for token in new:
             for i in range(len(tail) - 1):
@@ -267,6 +289,27 @@ def extend_batch(
                 remember(pool, tail[0], tail[1:])
         sequences.shown[slot] = 0
         sequences.drafted[slot] = 0
+        sequences.followed[slot] = -1
+
+
+@kernel
+def remember_paths(pool: Table, sequences: Sequences, slot: int) -> None:
+    """Take the n-grams into the pool that end with what the target predicted behind the nodes of another's draft."""
+    tokens, parents = sequences.followed_tokens[slot], sequences.followed_parents[slot]
+    tail = sequences.tail[slot]
+    ngram = np.empty(len(tail), np.int32)
+    for node in range(sequences.shown[slot] - 1):
+        ngram[-1] = sequences.argmax[slot, node + 1]
+        place, back = node, len(tail) - 1
+        for i in range(len(tail) - 2, -1, -1):
+            if place >= 0:
+                ngram[i] = tokens[place]
+                place = parents[place]
+            else:
+                ngram[i] = tail[back]
+                back -= 1
+        if ngram[-1] >= 0 and ngram[0] != NO_TOKEN:
+            remember(pool, ngram[0], ngram[1:])
 
 
 @kernel
@@ -417,6 +460,7 @@ def draft_batch(
         rows, columns = window.shape
         limit = min(budget[row], sequences.tokens.shape[1])
         samples.started[slot] = 1
+        sequences.followed[slot] = -1
         sequences.leaf[slot, :] = -1
         for column in range(columns):
             if age[column] < 0:
@@ -447,15 +491,49 @@ def draft_batch(
 
 
 @kernel
+def node_behind(sequences: Sequences, slot: int, node: int, token: int) -> int:
+    """The node of `token` behind `node` in another drafter's draft, -1 = behind the text; -2 where there is none."""
+    for child in range(node + 1, sequences.followed[slot]):
+        if sequences.followed_parents[slot, child] == node and sequences.followed_tokens[slot, child] == token:
+            return child
+    return -2
+
+
+@kernel
+def adopt_batch(sequences: Sequences, slots: Int64, tokens: Int32, parents: Int32, offsets: Int64) -> None:
+    """Take down what is verified instead of the own drafts, and where in it the columns of the window end."""
+    for row in range(len(slots)):
+        slot, first = slots[row], offsets[row]
+        nodes = min(offsets[row + 1] - first, sequences.tokens.shape[1])
+        sequences.followed[slot] = nodes
+        sequences.followed_tokens[slot, :nodes] = tokens[first : first + nodes]
+        sequences.followed_parents[slot, :nodes] = parents[first : first + nodes]
+        window, leaf = sequences.window[slot], sequences.leaf[slot]
+        leaf[:] = -1
+        trunk = -1
+        for column in range(window.shape[1]):
+            trunk = node_behind(sequences, slot, trunk, window[0, column])
+            node = trunk
+            for i in range(1, len(window)):
+                if node >= 0:
+                    node = node_behind(sequences, slot, node, window[i, column])
+            leaf[column] = max(node, -1)
+            if trunk < 0:
+                break
+
+
+@kernel
 def observe_batch(sequences: Sequences, slots: Int64, argmax: Int32, offsets: Int64) -> None:
     """Keep the argmax of the verified positions of each sequence's last draft."""
     for row in range(len(slots)):
         slot = slots[row]
-        drafted = sequences.drafted[slot]
-        shown = min(offsets[row + 1] - offsets[row], drafted + 1)
-        if shown < drafted + 1:
-            for node in range(drafted):
-                if sequences.parents[slot, node] != node - 1:
+        other = sequences.followed[slot] >= 0
+        verified = sequences.followed[slot] if other else sequences.drafted[slot]
+        parents = sequences.followed_parents[slot] if other else sequences.parents[slot]
+        shown = min(offsets[row + 1] - offsets[row], verified + 1)
+        if shown < verified + 1:
+            for node in range(verified):
+                if parents[node] != node - 1:
                     shown = min(shown, 1)
         sequences.shown[slot] = shown
         for i in range(shown):

@@ -19,12 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from freedraft.plugins.evidence import (
+    COUNTED,
     KIND,
     KINDS,
     LATEST,
     LIKELIEST,
     MATCHED,
     MAX_CONTEXTS,
+    PROPOSED,
     RANKED,
     SEEN,
     SEPARATOR,
@@ -46,6 +48,11 @@ BIAS_INPUT = 0.3
 
 # How often a token at each place of a ranking was the next one, roughly; its share buckets count from the last place.
 RANKED_RATES = np.array([0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4])
+
+# A proposal's share buckets are the upper ends of the probability that its drafter gives; 0 = not proposed. At first it
+# is believed: rates start in the middle of each.
+SHARES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0])
+PROPOSED_RATES = np.array([0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95])
 
 MAX_CANDIDATES = 6
 FIRST_WEIGHT = 0.3
@@ -99,8 +106,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         tokens: int64 `(MAX_CANDIDATES,)`.
-        times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context; for a ranking its share
-            bucket.
+        times: int64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, how often each followed each context; its share bucket
+            for a kind that is not `COUNTED`.
         odds: float64 `(MAX_CANDIDATES,)`, log-odds before the maps.
         mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
@@ -129,6 +136,7 @@ def start() -> Mixer:
     rates = (times + latest) / (seen + ESCAPE / length + 0.2)
     rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).copy()
     rates[RANKED] = RANKED_RATES[None, None, :, None]
+    rates[PROPOSED] = PROPOSED_RATES[None, None, :, None]
     rates = np.clip(rates.ravel(), 0.002, 0.995).astype(np.float32)
     weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
     weights[:, BIAS] = 0.0
@@ -224,7 +232,7 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
         for i in range(rows):
             seen = evidence[i, SEEN]
             share = candidates.times[j, i]
-            if evidence[i, KIND] != RANKED:
+            if evidence[i, KIND] < COUNTED:
                 share = share_bucket(min(seen, share), seen)
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
             rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share

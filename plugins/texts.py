@@ -15,6 +15,7 @@ import numpy as np
 from freedraft.plugins.evidence import (
     CONTEXTS_A_TEXT,
     CORPUS,
+    COUNTED,
     KIND,
     LATEST,
     LIKELIEST,
@@ -24,7 +25,6 @@ from freedraft.plugins.evidence import (
     OWN,
     OWN_FAR,
     PLACE,
-    RANKED,
     REACH,
     REFERENCE,
     RESPONSES,
@@ -205,7 +205,7 @@ def count_texts(
 ) -> None:
     """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: how often token j followed context i in the arena."""
     for i in range(rows):
-        if evidence[i, KIND] != CORPUS and evidence[i, KIND] != RANKED:
+        if evidence[i, KIND] < COUNTED and evidence[i, KIND] != CORPUS:
             for j in range(len(tokens)):
                 times[j, i] = times_of(words, states, edges, evidence[i], tokens[j])
 

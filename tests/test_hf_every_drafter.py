@@ -29,6 +29,20 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "fusion, tree": {"drafter": "fusion", "shape": "tree", "pacing": "off"},
     "fusion with recycling": {"drafter": "fusion", "recycling": True, "pacing": "off"},
     "fusion with recycling, tree": {"drafter": "fusion", "recycling": True, "shape": "tree", "pacing": "off"},
+    "fusion with everything": {
+        "drafter": "fusion",
+        "recycling": True,
+        "drafters": {"jacobi": {}, "lookahead": {}},
+        "pacing": "off",
+    },
+    "fusion with everything, tree": {
+        "drafter": "fusion",
+        "recycling": True,
+        "drafters": {"jacobi": {}, "lookahead": {}},
+        "shape": "tree",
+        "pacing": "off",
+        "min_probability": 0,
+    },
     "fusion with recycling, tree, paced": {"drafter": "fusion", "recycling": True, "shape": "tree"},
 }
 QUESTIONS = (

@@ -65,7 +65,7 @@ def same(llm: Any, prompts: Any, sampling: Any, plain: list[Any]) -> None:
     [
         {"drafter": "token_recycling"},
         {"drafter": "jacobi"},
-        {"drafter": "fusion", "recycling": True, "scope": "off"},
+        {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}, "scope": "off"},
     ],
     ids=["token_recycling", "jacobi", "fusion"],
 )
