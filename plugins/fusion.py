@@ -269,8 +269,8 @@ class Fusion:
             offsets = np.empty(last - first + 1, np.int64)
             status = draft(
                 arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-                self._judged, self._table, self._rankings, self._others.proposals, self.mixer, SOURCES, slots[first:last],
-                budget[first:last], longest, least, tokens, parents, probability, source, offsets,
+                self._judged, self._table, self._rankings, self._others.proposals, self.mixer, SOURCES,
+                slots[first:last], budget[first:last], longest, least, tokens, parents, probability, source, offsets,
             )  # fmt: skip
             if status == BAD_SLOT:
                 raise InputError(f"slots: expected open ones, got {slots}")

@@ -125,7 +125,7 @@ def gather_proposals(proposals: Proposals, slot: int, at: Int64, evidence: Int64
 
 @kernel
 def count_proposals(evidence: Int64, rows: int, tokens: Int64, times: Int64) -> None:
-    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: the share bucket of token j in proposal i; others are left."""
+    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: the share bucket of token j in proposal i; texts are left."""
     for i in range(rows):
         if evidence[i, KIND] == PROPOSED:
             for j in range(len(tokens)):

@@ -1,9 +1,8 @@
-"""Fusion with other drafters as sources: it believes each as far as it was right, and each learns from fusion's drafts."""
+"""Other drafters as sources of fusion: each is believed as far as it was right, and learns from fusion's drafts."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -41,8 +40,8 @@ def fusion(drafters: dict[str, Any], **options: Any) -> Any:
 
 
 @pytest.fixture
-def oracles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Scripted]]:
-    """Drafters under the names `right`, `wrong` and `cheat`; yields those that were made."""
+def oracles(monkeypatch: pytest.MonkeyPatch) -> list[Scripted]:
+    """Drafters under the names `right`, `wrong` and `cheat`; returns those that were made."""
     target = RankingTarget(0, vocabulary=500, order=9)
     made: list[Scripted] = []
     dice = random.Random(0)
@@ -82,7 +81,7 @@ def oracles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Scripted]]:
     }
     installed: dict[str, EntryPoint] = {**known, **extra}
     monkeypatch.setattr(registry, "_installed", lambda: installed)
-    yield made
+    return made
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 8)), max_size=10), st.lists(st.integers(0, 3), max_size=5))
