@@ -247,7 +247,7 @@ def open_capture(folder: str | None, tokenizer: str | None, scope: str, max_size
         raise ConfigError(
             "capture: keeps replies for other requests to be drafted from, which `scope: off` rules out; leave one out"
         )
-    source = Tokenizer(os.path.expanduser(tokenizer))
+    source = Tokenizer(tokenizer)
     entry = TokenizerEntry(source.name, tokenizer_fingerprint(source.path), source.vocabulary_size)
     return Capture(Path(folder).expanduser(), entry, max_size, tokens)
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -48,6 +48,13 @@ class Settings(BaseModel):
 
 class DrafterSettings(Settings):
     """Base of every drafter's settings."""
+
+    def rehearsing(self) -> Self:
+        """These settings for a drafter that only sees made-up text, by which a runtime has the kernels compiled.
+
+        To be overridden where a drafter leaves text behind: that drafter must not.
+        """
+        return self
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class CorpusSettings(DrafterSettings):
     index: str | list[str] = Field(description="Folder of an index, or several, as `freedraft index build` made them.")
     tokenizer: str | None = Field(
         None,
-        description="The model's tokenizer.json, or the folder that has it. If given, indexes built with another "
-        "tokenizer are refused; otherwise they must only agree with each other.",
+        description="The model's tokenizer.json, its folder, or its name if it is in the Hugging Face cache. If given, "
+        "indexes built with another tokenizer are refused; otherwise they must only agree with each other.",
     )
     max_tokens: int = Field(12, ge=1, le=128, description="Tokens of a draft, at most.")
     min_match: int = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ByteSize, Field
@@ -88,8 +88,8 @@ class FusionSettings(OwnTextSettings):
     )
     tokenizer: str | None = Field(
         None,
-        description="The model's tokenizer.json, or the folder that has it. If given, indexes built with another "
-        "tokenizer are refused; otherwise they must only agree with each other.",
+        description="The model's tokenizer.json, its folder, or its name if it is in the Hugging Face cache. If given, "
+        "indexes built with another tokenizer are refused; otherwise they must only agree with each other.",
     )
     response_tokens: int = Field(
         500_000,
@@ -123,6 +123,10 @@ class FusionSettings(OwnTextSettings):
         description="Tokens of replies to gather in memory before they are written; every ten minutes, and at the end "
         "of the process, fewer are written too.",
     )
+
+    def rehearsing(self) -> Self:
+        """As `DrafterSettings.rehearsing`: nothing is captured."""
+        return self.model_copy(update={"capture": None})
 
 
 class Fusion:

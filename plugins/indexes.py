@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from freedraft.retrieval.build.tokenize import find_tokenizer
 from freedraft.retrieval.index.errors import TokenizerMismatchError
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
 from freedraft.retrieval.index.segment import Segment
@@ -16,10 +17,11 @@ def open_segments(index: str | Sequence[str] | None, tokenizer: str | None) -> l
 
     Args:
         index: folder or folders; None = none.
-        tokenizer: the model's tokenizer.json, or the folder that has it. None = the indexes need only agree.
+        tokenizer: the model's tokenizer.json, the folder that has it, or the model's name, which is looked up in the
+            Hugging Face cache. None = the indexes need only agree.
 
     Raises:
-        CorpusIndexError: an index is missing or damaged.
+        CorpusIndexError: an index is missing or damaged, or the tokenizer is not to be found.
         TokenizerMismatchError: an index was built with another tokenizer than the model's, or than another index.
     """
     folders = [index] if isinstance(index, str) else index or []
@@ -31,9 +33,8 @@ def open_segments(index: str | Sequence[str] | None, tokenizer: str | None) -> l
 def _check_tokenizers(indexes: list[CorpusIndex], source: str | None) -> None:
     known = [(index.manifest.tokenizer.name, index.manifest.tokenizer.fingerprint, index.folder) for index in indexes]
     if source is not None:
-        path = Path(source).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
-        known.insert(0, (str(path), tokenizer_fingerprint(path), Path("the model")))
+        name, path = find_tokenizer(source)
+        known.insert(0, (name, tokenizer_fingerprint(path), Path("the model")))
     for name, fingerprint, folder in known[1:]:
         if fingerprint != known[0][1]:
             raise TokenizerMismatchError(

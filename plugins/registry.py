@@ -42,19 +42,23 @@ def drafter_class(name: str) -> type[Drafter]:
     return loaded
 
 
-def make_drafter(name: str, settings: Mapping[str, Any] | None = None) -> Drafter:
+def make_drafter(name: str, settings: Mapping[str, Any] | None = None, *, rehearsing: bool = False) -> Drafter:
     """Build the drafter registered as `name` from its settings.
+
+    Args:
+        rehearsing: it will see made-up text only, see `DrafterSettings.rehearsing`.
 
     Raises:
         ConfigError: unknown name, unknown setting or bad value.
     """
     cls = drafter_class(name)
-    return cls(validate_settings(cls.Settings, settings or {}, name))  # type: ignore[call-arg]
+    validated = validate_settings(cls.Settings, settings or {}, name)
+    return cls(validated.rehearsing() if rehearsing else validated)  # type: ignore[call-arg]
 
 
-def drafter_from_config(config: Config) -> Drafter:
-    """Build the drafter that a parsed configuration names."""
-    return make_drafter(config.drafter, config.settings)
+def drafter_from_config(config: Config, *, rehearsing: bool = False) -> Drafter:
+    """Build the drafter that a parsed configuration names; as `make_drafter`."""
+    return make_drafter(config.drafter, config.settings, rehearsing=rehearsing)
 
 
 def _installed() -> dict[str, EntryPoint]:

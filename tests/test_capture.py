@@ -160,6 +160,12 @@ class TestOfFusion:
         assert threading.active_count() == before
         assert not list(tmp_path.iterdir())
 
+    def test_a_rehearsal_captures_nothing(self, tmp_path, tokenizer):
+        options = {"memory": "8MiB", "capture": str(tmp_path / "c"), "tokenizer": tokenizer}
+        assert make_drafter("fusion", options, rehearsing=True).capture is None
+        assert not (tmp_path / "c").exists()
+        assert make_drafter("fusion", options).capture is not None
+
     def test_replies_are_written_without_their_prompts(self, tmp_path, tokenizer):
         made = fusion(capture=str(tmp_path / "c"), tokenizer=tokenizer)
         reply(made, PROMPT, REPLY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 
+import huggingface_hub.constants
 import naive
 import numpy as np
 import pytest
@@ -93,14 +94,26 @@ def test_a_missing_index_and_no_index(tmp_path):
         make_drafter("corpus", {})
 
 
-def test_another_tokenizer_is_refused_naming_both(tmp_path):
+def test_another_tokenizer_is_refused_naming_both(tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}))
     ours = create(tmp_path / "ours", [[1, 2]], fingerprint=tokenizer_fingerprint(path))
     theirs = create(tmp_path / "theirs", [[1, 2]])
     make_drafter("corpus", {"index": ours, "tokenizer": str(path)})
     make_drafter("corpus", {"index": ours, "tokenizer": str(tmp_path)})
-    for options in ({"index": theirs, "tokenizer": str(path)}, {"index": [ours, theirs]}):
+    # By the model's name, from the cache of models.
+    snapshot = tmp_path / "hub/models--someone--model/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "hub/models--someone--model/refs").mkdir()
+    (tmp_path / "hub/models--someone--model/refs/main").write_text("abc")
+    (snapshot / "tokenizer.json").write_bytes(path.read_bytes())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    make_drafter("corpus", {"index": ours, "tokenizer": "someone/model"})
+    for options in (
+        {"index": theirs, "tokenizer": str(path)},
+        {"index": theirs, "tokenizer": "someone/model"},
+        {"index": [ours, theirs]},
+    ):
         with pytest.raises(TokenizerMismatchError, match=r"tokenizer of theirs.*tokenizer"):
             make_drafter("corpus", options)
 

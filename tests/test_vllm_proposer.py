@@ -46,7 +46,9 @@ def test_models_with_recurrent_layers_are_refused_with_the_issue(attribute: str)
 
 def test_other_tensor_parallel_ranks_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposer, "_tensor_parallel_rank", lambda: 1)
-    monkeypatch.setattr(proposer, "drafter_from_config", lambda config: pytest.fail("no drafter is needed"))
+    monkeypatch.setattr(
+        proposer, "drafter_from_config", lambda config, rehearsing=False: pytest.fail("no drafter is needed")
+    )
     asked = Proposer(vllm_config())
     assert Batch([1, 1, 1, 1]).commit(asked, [1]) == [[]]
     assert asked.statistics.steps == 0
@@ -146,6 +148,7 @@ print(sorted(name for name, count in signatures().items() if count != ready.get(
         {"drafter": "suffix_automaton"},
         {"drafter": "prompt_lookup", "pacing": "on"},
         {"recycling": True},
+        {"drafters": {"jacobi": {}, "lookahead": {}}},
         {"drafter": "token_recycling"},
     ],
     ids=str,
@@ -162,7 +165,7 @@ def test_a_batch_of_one_short_row_is_rehearsed_for_too(
 ) -> None:
     rehearsed = Scripted(lambda text, budget: text[:budget])
     made = iter([Scripted(), rehearsed])
-    monkeypatch.setattr(proposer, "drafter_from_config", lambda config: next(made))
+    monkeypatch.setattr(proposer, "drafter_from_config", lambda config, rehearsing=False: next(made))
     config = vllm_config()
     config.scheduler_config.max_num_seqs = 1
     config.model_config.max_model_len = 8
@@ -170,6 +173,18 @@ def test_a_batch_of_one_short_row_is_rehearsed_for_too(
         Proposer(config)
     assert not caplog.records
     assert "draft" in [method for method, _ in rehearsed.calls]
+
+
+def test_the_drafter_of_the_rehearsal_is_told_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def make(config: Any, rehearsing: bool) -> Scripted:
+        told.append(rehearsing)
+        return Scripted()
+
+    monkeypatch.setattr(proposer, "drafter_from_config", make)
+    Proposer(vllm_config())
+    assert told == [False, True]
 
 
 def test_the_start_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ def vllm_config(freedraft: Any = None, **model: Any) -> Any:
 def with_drafter(monkeypatch: pytest.MonkeyPatch, drafter: Any, freedraft: Any = None) -> Proposer:
     """A proposer over this drafter; its rehearsal gets another."""
     made = iter([drafter, Scripted()])
-    monkeypatch.setattr(proposer, "drafter_from_config", lambda config: next(made))
+    monkeypatch.setattr(proposer, "drafter_from_config", lambda config, rehearsing=False: next(made))
     return Proposer(vllm_config(freedraft))
 
 

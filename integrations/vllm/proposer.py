@@ -6,7 +6,6 @@ import logging
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -62,7 +61,7 @@ class Proposer:
         if self._idle:
             logger.info("freedraft: drafts come from tensor-parallel rank 0; this rank has nothing to do")
             return
-        self._drafting = self._make(config, vllm_config, self.settings, warm=True)
+        self._drafting = self._make(config, vllm_config, self.settings, rehearsing=False)
         self.statistics = self._drafting.statistics
         self._metrics = _open_metrics(vllm_config)
         if self._metrics is not None:
@@ -115,23 +114,24 @@ class Proposer:
             logger.warning("freedraft: no metrics from now on", exc_info=True)
             self._metrics = None
 
-    def _make(self, config: Config, vllm_config: Any, settings: VllmSettings, warm: bool) -> BatchDrafting:
-        drafter = drafter_from_config(config)
+    def _make(self, config: Config, vllm_config: Any, settings: VllmSettings, rehearsing: bool) -> BatchDrafting:
+        drafter = drafter_from_config(config, rehearsing=rehearsing)
         model = vllm_config.model_config
         drafting = BatchDrafting(
             drafter,
-            rows=int(vllm_config.scheduler_config.max_num_seqs) if warm else REHEARSED_ROWS,
+            rows=REHEARSED_ROWS if rehearsing else int(vllm_config.scheduler_config.max_num_seqs),
             longest=self._longest,
-            width=int(model.max_model_len) if warm else REHEARSED_WIDTH,
+            width=REHEARSED_WIDTH if rehearsing else int(model.max_model_len),
             vocabulary=int(model.get_vocab_size()),
             settings=settings,
-            pacer=pacer_for(drafter, config.sections.get("pacing", {})),
-            tap=self._tap_for(drafter, config.drafter, rehearsing=not warm),
+            # Which would withhold drafts, and kernels with them.
+            pacer=None if rehearsing else pacer_for(drafter, config.sections.get("pacing", {})),
+            tap=self._tap_for(drafter, config.drafter, rehearsing),
         )
-        if warm:
+        if not rehearsing:
             started = perf_counter()
             # Another one, so that neither text nor counts of the rehearsal stay in the first.
-            _rehearse(self._make(rehearsal_of(config), vllm_config, VllmSettings(idle_steps=0), warm=False))
+            _rehearse(self._make(config, vllm_config, VllmSettings(idle_steps=0), rehearsing=True))
             logger.info(
                 "freedraft: drafter %s, up to %d tokens a step; kernels ready in %.1f s",
                 config.drafter,
@@ -170,12 +170,6 @@ def configuration(additional_config: Any) -> Config:
             raise ConfigError(f"additional_config: freedraft: expected a mapping of settings, got {given!r}")
         return parse_config(given)
     return parse_config(os.environ.get(ENVIRONMENT_VARIABLE) or None)
-
-
-def rehearsal_of(config: Config) -> Config:
-    """The configuration of a drafter whose texts are made up: none is captured, and none is withheld by pacing."""
-    settings = {name: value for name, value in config.settings.items() if name != "capture"}
-    return replace(config, settings=settings, sections={**config.sections, "pacing": {"enabled": False}})
 
 
 def _rehearse(drafting: BatchDrafting) -> None:

@@ -37,18 +37,7 @@ class Tokenizer:
 
     def __init__(self, source: str | os.PathLike[str]) -> None:
         tokenizers = require("tokenizers", "tokenising text")
-        given = os.fspath(source)
-        if os.path.exists(given):
-            self.name = os.path.abspath(given)
-            self.path = Path(given) / FILE if os.path.isdir(given) else Path(given)
-            if not self.path.is_file():
-                raise SourceError(
-                    f"{given}: no {FILE} in this folder; transformers writes one: "
-                    "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-                )
-        else:
-            self.name = given
-            self.path = _from_cache(given)
+        self.name, self.path = find_tokenizer(source)
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(self.path))
         # The library raises plain Exception.
@@ -82,6 +71,25 @@ class Tokenizer:
             SourceError: there is none, or it is not valid.
         """
         return load_chat_template(self.path.parent)
+
+
+def find_tokenizer(source: str | os.PathLike[str]) -> tuple[str, Path]:
+    """What to call a tokenizer, and where its `tokenizer.json` is; as `Tokenizer` takes it, without reading it.
+
+    Raises:
+        SourceError: it cannot be found.
+        MissingPackageError: it is a model's name, and huggingface_hub is not installed.
+    """
+    given = os.path.expanduser(os.fspath(source))
+    if not os.path.exists(given):
+        return os.fspath(source), _from_cache(os.fspath(source))
+    path = Path(given) / FILE if os.path.isdir(given) else Path(given)
+    if not path.is_file():
+        raise SourceError(
+            f"{given}: no {FILE} in this folder; transformers writes one: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    return os.path.abspath(given), path
 
 
 def _from_cache(name: str) -> Path:
