@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import hopper
 import numpy as np
 import pytest
+from cuda_simulator import SIMULATED
 from simulated_driver import SimulatedDriver
 
 BENCH = Path(__file__).parent.parent / "bench"
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ import sys
 
 import hopper
 import pytest
-
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+from cuda_simulator import SIMULATED
 
 
 @pytest.fixture(scope="module")

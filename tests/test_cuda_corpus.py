@@ -6,9 +6,6 @@ themselves again in another process in which Numba compiles nothing.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import naive
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import scan_batches
 import strategies
+from cuda_simulator import SIMULATED, assert_passes_simulated
 from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -28,7 +26,6 @@ from freedraft.retrieval.index.continuation import SUFFIXES_TRIED
 from freedraft.retrieval.index.follow import CURSOR_FIELDS, Automaton
 from freedraft.retrieval.index.store import CorpusIndex
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 WIDTH = 200
 
 
@@ -206,12 +203,4 @@ if SIMULATED:
 else:
 
     def test_the_kernel_passes_these_tests_under_the_simulator():
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"},
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert " passed" in ran.stdout
+        assert_passes_simulated(__file__)

@@ -7,21 +7,17 @@ its own.
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import struct
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 
 import hopper
 import numpy as np
 import pytest
 import scan_batches
+from cuda_simulator import SIMULATED, assert_passes_simulated
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 ARGUMENTS = (np.zeros((3, 5), np.int32), 7, np.float32(0.25), np.zeros(4, np.int64))
 pytest.importorskip("numba.cuda", reason="needs numba-cuda")
 
@@ -197,12 +193,4 @@ else:
         assert unpacked == values
 
     def test_prepared_steps_draft_the_same_under_the_simulator():
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"},
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert " passed" in ran.stdout
+        assert_passes_simulated(__file__)

@@ -5,15 +5,11 @@ The simulator must be chosen before numba.cuda is imported, so these tests run t
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import naive_scan
 import numpy as np
 import pytest
 import scan_batches
+from cuda_simulator import SIMULATED, assert_passes_simulated
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -23,7 +19,6 @@ from freedraft.retrieval.cuda.on_cpu import draft_on_cpu
 from freedraft.retrieval.cuda.rules import Rules
 from freedraft.retrieval.errors import InputError
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 RULES = [Rules(), Rules(5, 2, budget=2), Rules(1, 1), Rules(64, 3)]
 ADVERSARIAL = scan_batches.adversarial()
 
@@ -209,12 +204,4 @@ if SIMULATED:
 else:
 
     def test_the_kernels_pass_these_tests_under_the_simulator():
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert " passed" in ran.stdout
+        assert_passes_simulated(__file__, jit=True)

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import naive_scan
 import pytest
+from cuda_simulator import SIMULATED, assert_passes_simulated
 from simulated_driver import SimulatedDriver
 from small_index import create
 
 from freedraft.integrations.vllm.gpu import install
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 OURS = ("freedraft.integrations.vllm.gpu.speculator", "freedraft.retrieval.cuda.on_gpu", "numba.cuda")
 SLOTS, WIDTH, K = 5, 48, 4
 
@@ -100,15 +98,7 @@ def test_the_plugin_loads_nothing_of_the_gpu():
 if not SIMULATED:
 
     def test_the_speculator_with_vllm_under_the_simulator():
-        ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "simulated", __file__],
-            env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"},
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-        )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        assert " passed" in ran.stdout
+        assert_passes_simulated(__file__, "-k", "simulated")
 
 else:
     import torch
