@@ -28,11 +28,11 @@ from vllm_runs import prompt
 STREAMS = 8
 WARM = 3
 DRAFTED = 12
+AT_ONCE = 2  # engines that start at the same time
+KV_CACHE = 2**29  # bytes: more than the streams need, and with all engines together less than the machine has
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
 METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
-    # vLLM switches it off for a proposer of one's own.
-    "plain, no async scheduling": (None, {"async_scheduling": False}),
     "vLLM ngram 2..5": (
         {"method": "ngram", "num_speculative_tokens": DRAFTED, "prompt_lookup_min": 2, "prompt_lookup_max": 5},
         {},
@@ -49,7 +49,6 @@ METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 
 def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
     """Answer prompts that come down the pipe until it says None; sends replies and measurements."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -66,10 +65,10 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
         max_num_seqs=STREAMS,
         max_model_len=options["width"],
         enable_prefix_caching=False,
+        kv_cache_memory_bytes=KV_CACHE,
         disable_log_stats=False,
         speculative_config=speculative,
-        additional_config={"freedraft": additional} if speculative == OURS else {},
-        **(additional if speculative is None else {}),
+        additional_config={"freedraft": additional},
     )
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
     llm.generate(options["warm_up"], greedy, use_tqdm=False)
@@ -115,14 +114,17 @@ def compare(
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
-    for method in methods:
-        pipes[method], other = spawn.Pipe()
-        process = spawn.Process(target=worker, args=(method, options, other))
-        process.start()
-        other.close()
-        processes.append(process)
-        assert pipes[method].recv() == "ready"
-        print(f"{method}: ready", flush=True)
+    for first in range(0, len(methods), AT_ONCE):
+        starting = methods[first : first + AT_ONCE]
+        for method in starting:
+            pipes[method], other = spawn.Pipe()
+            process = spawn.Process(target=worker, args=(method, options, other))
+            process.start()
+            other.close()
+            processes.append(process)
+        for method in starting:
+            assert pipes[method].recv() == "ready"
+            print(f"{method}: ready", flush=True)
     measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {
         (task, streams): {method: [] for method in methods} for streams in (1, STREAMS) for task in prompts
     }
