@@ -68,7 +68,7 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
         kv_cache_memory_bytes=KV_CACHE,
         disable_log_stats=False,
         speculative_config=speculative,
-        additional_config={"freedraft": additional},
+        additional_config={"freedraft": additional} if additional else {},
     )
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
     llm.generate(options["warm_up"], greedy, use_tqdm=False)
