@@ -33,6 +33,8 @@ KV_CACHE = 2**29  # bytes: more than the streams need, and with all engines toge
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
 METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "plain": (None, {}),
+    # What vLLM itself spends on having a proposer, whatever it drafts.
+    "freedraft without a draft": (OURS, {"drafter": "suffix_automaton", "min_expected": 1e6}),
     "vLLM ngram 2..5": (
         {"method": "ngram", "num_speculative_tokens": DRAFTED, "prompt_lookup_min": 2, "prompt_lookup_max": 5},
         {},
