@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freedraft.plugins.base import Drafter, Drafts, Feedback, KeepsReplies, TakesReference
+from freedraft.plugins.checks import checked_drafts, within_vocabulary
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64
 
@@ -23,8 +24,8 @@ T = TypeVar("T")
 class Guard:
     """A drafter with the same methods, whose failures are counted, logged once, and answered with no draft.
 
-    A failure is an exception, or an answer that breaks the contract of `Drafter`: drafts that are malformed, longer
-    than their budget or outside the vocabulary.
+    A failure is an exception, or an answer that breaks the contract of `Drafter`: drafts that are malformed, or longer
+    than their budget.
 
     After a failed `open` or `extend` nobody knows what the drafter holds for the sequences of that call. Their slots
     are retired: the drafter is asked to close them, `draft` is empty for them from then on, and `retired` tells the
@@ -89,16 +90,17 @@ class Guard:
         Args:
             slots: int64 `(n,)`.
             budget: int32 `(n,)`.
-            vocabulary: no token id is this or higher.
+            vocabulary: a row with a token id that is this or higher gets no draft; the drafter does not know it.
         """
         with self._lock:
             live = ~self.retired(slots)
             if not live.any():
                 return Drafts.empty(len(slots))
             inner, limits = (self._inner[slots], budget) if live.all() else (self._inner[slots[live]], budget[live])
-            drafts = self._attempt(lambda: _checked_drafts(self.drafter.draft(inner, limits), limits, vocabulary))
+            drafts = self._attempt(lambda: checked_drafts(self.drafter.draft(inner, limits), limits))
         if drafts is None:
             return Drafts.empty(len(slots))
+        drafts = within_vocabulary(drafts, vocabulary)
         if len(inner) == len(slots):
             return drafts
         lengths = np.zeros(len(slots), np.int64)
@@ -195,44 +197,3 @@ def _checked_slots(slots: Int64, rows: int) -> Int64:
     if np.shape(slots) != (rows,) or np.asarray(slots).dtype.kind not in "iu" or (np.asarray(slots) < 0).any():
         raise InputError(f"the drafter's open: expected {rows} slots from 0 up, got {slots!r}")
     return slots
-
-
-def _checked_drafts(drafts: Drafts, budget: Int32, vocabulary: int) -> Drafts:
-    """Return `drafts` if they are what `Drafts` promises, within the budget and the vocabulary.
-
-    Raises:
-        InputError: what is wrong.
-    """
-    tokens, parents, offsets = drafts.tokens, drafts.parents, drafts.offsets
-    if offsets.shape != (len(budget) + 1,) or offsets[0] != 0 or offsets[-1] != len(tokens):
-        raise InputError(
-            f"the drafter's draft: offsets {offsets} do not fit {len(budget)} rows and {len(tokens)} tokens in all"
-        )
-    if offsets.dtype != np.int64:
-        raise InputError(f"the drafter's draft: expected int64 offsets, got {offsets.dtype}")
-    if not len(tokens):
-        return drafts
-    lengths = offsets[1:] - offsets[:-1]
-    if lengths.min() < 0 or (lengths > budget).any():
-        raise InputError(f"the drafter's draft: rows of {lengths} tokens with a budget of {budget}")
-    if not (len(tokens),) == tokens.shape == parents.shape == drafts.probability.shape == drafts.source.shape:
-        raise InputError(
-            "the drafter's draft: expected tokens, parents, probability and source of one shape (t,), got "
-            f"{tokens.shape}, {parents.shape}, {drafts.probability.shape} and {drafts.source.shape}"
-        )
-    if tokens.dtype != np.int32 or parents.dtype != np.int32:
-        raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
-    if drafts.probability.dtype != np.float32 or drafts.source.dtype != np.uint8:
-        raise InputError(
-            f"the drafter's draft: expected float32 probability and uint8 source, got "
-            f"{drafts.probability.dtype} and {drafts.source.dtype}"
-        )
-    if not np.isfinite(drafts.probability).all():
-        raise InputError("the drafter's draft: a probability is not a number")
-    # Seen as unsigned, a negative id is a huge one, and the parent -1 wraps round to 0 when 1 is added.
-    if tokens.view(np.uint32).max() >= vocabulary:
-        raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{vocabulary - 1}")
-    index = np.arange(len(tokens)) if len(budget) == 1 else np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
-    if (parents.view(np.uint32) + np.uint32(1) > index).any():
-        raise InputError(f"the drafter's draft: parents {parents} must be -1 or an earlier node of the row")
-    return drafts

@@ -3,7 +3,8 @@
 A row belongs to a context of 1 to `MAX_CONTEXT` tokens and lists up to k tokens that may follow, likeliest first. The
 table is set-associative, as a processor's cache: a context's hash names a set of `WAYS` rows, and a new context takes
 the place of the one in its set that was written longest ago. Two contexts are told apart by 31 more bits of the hash;
-where even those agree they share a row, which costs a wrong guess now and then.
+where even those agree they share a row, which costs a wrong guess now and then. A row is everybody's, or one sequence's
+alone: its owner's number goes into the hash, too.
 
 Contexts are int32 `(MAX_CONTEXT,)`, the newest token first, `NO_TOKEN` where the text has no more.
 """
@@ -19,6 +20,7 @@ from freedraft.retrieval.ragged import Int32, Int64
 
 NO_TOKEN = -1
 MAX_CONTEXT = 4
+EVERYBODY = 0
 WAYS = 4
 
 # Fields of a row, one int32 each; its tokens follow.
@@ -48,10 +50,19 @@ def new_table(memory: int, k: int) -> Table:
     return Table(np.zeros((sets * WAYS, TOKENS + k), np.int32), np.zeros(1, np.int64))
 
 
+def owners(scope: str, opened: int, count: int) -> Int64:
+    """The owners of the rows that `count` new sequences read and write, after `opened` earlier ones; int64 `(count,)`.
+
+    Args:
+        scope: `engine` = all share the rows; `off` = each has its own.
+    """
+    return np.full(count, EVERYBODY) if scope == "engine" else np.arange(opened + 1, opened + 1 + count)
+
+
 @kernel
-def hash_context(context: Int32, length: int) -> Any:
-    """63 well-mixed bits of the newest `length` tokens, int64."""
-    mixed = np.uint64(length) * np.uint64(0x9E3779B97F4A7C15)
+def hash_context(context: Int32, length: int, owner: int) -> Any:
+    """63 well-mixed bits of the newest `length` tokens of an owner's, `EVERYBODY` or another number; int64."""
+    mixed = (np.uint64(length) + np.uint64(owner) * np.uint64(MAX_CONTEXT + 1)) * np.uint64(0x9E3779B97F4A7C15)
     for i in range(length):
         mixed ^= np.uint64(context[i])
         mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -101,7 +112,7 @@ def stamp_row(table: Table, row: int, trust: int) -> None:
 
 
 @kernel
-def learn_ranked(table: Table, context: Int32, length: int, ranked: Int32, fresh: int) -> None:
+def learn_ranked(table: Table, context: Int32, length: int, owner: int, ranked: Int32, fresh: int) -> None:
     """Write what the target ranked highest after a context, into the rows of its newest 1 to `length` tokens.
 
     The first `fresh` of `ranked` come first, then what the row held, then the rest of `ranked`, while there is room.
@@ -114,7 +125,7 @@ def learn_ranked(table: Table, context: Int32, length: int, ranked: Int32, fresh
     for n in range(1, length + 1):
         if context[n - 1] == NO_TOKEN:
             break
-        hashed = hash_context(context, n)
+        hashed = hash_context(context, n, owner)
         row = find_row(table, hashed)
         trust = 1
         if row < 0:
@@ -131,7 +142,7 @@ def learn_ranked(table: Table, context: Int32, length: int, ranked: Int32, fresh
 
 
 @kernel
-def learn_next(table: Table, context: Int32, length: int, token: int) -> None:
+def learn_next(table: Table, context: Int32, length: int, owner: int, token: int) -> None:
     """Put a token that followed a context in a text at the front of its rows."""
     first = np.empty(1, np.int32)
     first[0] = token
@@ -139,7 +150,7 @@ def learn_next(table: Table, context: Int32, length: int, token: int) -> None:
     for n in range(1, length + 1):
         if context[n - 1] == NO_TOKEN:
             break
-        hashed = hash_context(context, n)
+        hashed = hash_context(context, n, owner)
         row = find_row(table, hashed)
         if row < 0:
             row = take_row(table, hashed)

@@ -91,7 +91,7 @@ class Feedback:
 
     A verified position is one whose next-token logits the target computed: entry 0 of a row is the last committed
     token before the draft, entry 1 + j is node j of what `draft` returned. Of a draft that was cut, the nodes that were
-    not verified have -1 for argmax and top-k, or are left off at the end. Row i's positions are
+    not verified have -1 for argmax and top-k; a chain's may be left off at the end instead. Row i's positions are
     `offsets[i]:offsets[i + 1]`.
 
     Attributes:

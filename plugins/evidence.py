@@ -34,7 +34,7 @@ COUNTED = RANKED  # of the kinds below it the counts are counts; in the others `
 NEAR = 256
 
 CONTEXTS_A_TEXT = 3
-MAX_CONTEXTS = 24
+MAX_CONTEXTS = 32
 
 # A cursor in another text matches no more of a sequence's tokens than this, so that it depends on these alone.
 REACH = 64

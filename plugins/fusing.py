@@ -12,8 +12,15 @@ import numpy as np
 from freedraft.plugins.adjacency import Table, push_token
 from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
 from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates, learn, learn_correction, predict, room
-from freedraft.plugins.proposals import Proposals, count_proposals, follow_proposals, gather_proposals, to_start
-from freedraft.plugins.rankings import Rankings, count_rankings, gather_rankings, learn_rankings
+from freedraft.plugins.proposals import (
+    CHILDREN,
+    Proposals,
+    count_proposals,
+    follow_proposals,
+    gather_proposals,
+    to_start,
+)
+from freedraft.plugins.rankings import CONTEXT, Rankings, count_rankings, gather_rankings, learn_rankings
 from freedraft.plugins.texts import (
     Places,
     advance_own,
@@ -48,6 +55,7 @@ from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 NOT_STARTED = -1
 ROOT = -1
 NOT_DRAFTED = -2
+NOBODY = -1
 
 
 class Judged(NamedTuple):
@@ -91,7 +99,7 @@ def weigh(
     corpora: tuple[Automaton, ...],
     damaged: Int64,
     table: Table,
-    ranking: bool,
+    owner: int,
     proposals: Proposals,
     mixer: Mixer,
     texts: Int64,
@@ -106,16 +114,20 @@ def weigh(
     """Gather the evidence at a place in all texts, and mix it to a probability for each candidate of the next token.
 
     Args:
+        owner: of the rows of `table` that the sequence reads; `NOBODY` where rankings are not used.
         at: where the place is in the proposals for the sequence.
         last: the token right before the place.
 
     Returns:
         Rows of `evidence`, and candidates.
     """
+    ranking = owner != NOBODY
     rows = gather_texts(words, states, sequences, texts, cursors, evidence)
-    rows = gather_corpora(corpora, damaged, in_corpora, evidence, rows)
+    # Corpora can be many: some rows are kept for what comes behind them.
+    kept = (CONTEXT if ranking else 0) + CHILDREN * len(at)
+    rows = gather_corpora(corpora, damaged, in_corpora, evidence[: len(evidence) - kept], rows)
     if ranking:
-        rows = gather_rankings(table, context, evidence, rows)
+        rows = gather_rankings(table, owner, context, evidence, rows)
     rows = gather_proposals(proposals, texts[0], at, evidence, rows)
     found = find_candidates(evidence, rows, candidates)
     if found > 0:
@@ -177,6 +189,7 @@ def extend_batch(
         own = sequences[slot]
         replying = judged.started[slot] >= 0
         node = ROOT if replying else NOT_DRAFTED
+        owner = rankings.owner[slot] if ranking else NOBODY
         context = rankings.context[slot].copy()
         last = judged.last[slot]
         if replying:
@@ -189,7 +202,7 @@ def extend_batch(
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows, found = weigh(
-                    words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                    words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
                     texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
                 if found > 0:
@@ -281,6 +294,7 @@ def draft_batch(
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         to_start(proposals, slot, at)
+        owner = rankings.owner[slot] if ranking else NOBODY
         context = rankings.context[slot].copy()
         last = judged.last[slot]
         likelihood = 1.0
@@ -289,7 +303,7 @@ def draft_batch(
         judged.considered[slot] = 0
         while depth < most:
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
                 texts, cursors, in_corpora, context, at, last, evidence, candidates,
             )  # fmt: skip
             if found == 0:

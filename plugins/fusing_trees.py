@@ -11,7 +11,7 @@ import numpy as np
 
 from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
 from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
-from freedraft.plugins.fusing import NOT_STARTED, ROOT, Judged, kind_of, weigh
+from freedraft.plugins.fusing import NOBODY, NOT_STARTED, ROOT, Judged, kind_of, weigh
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
 from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
 from freedraft.plugins.proposals import Proposals, follow_proposals, to_start
@@ -85,6 +85,7 @@ def draft_trees(
             judged.started[slot] = sequences[slot, HEAD_LENGTH]
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
+        owner = rankings.owner[slot] if ranking else NOBODY
         at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
         to_start(proposals, slot, at[0])
         most = min(longest, budget[row])
@@ -94,7 +95,7 @@ def draft_trees(
             here = parent + 1
             last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, ranking, proposals, mixer,
+                words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
                 texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence, candidates,
             )  # fmt: skip
             for j in range(found):

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ByteSize, Field
 
 from freedraft.plugins import mixing
-from freedraft.plugins.adjacency import NO_TOKEN
+from freedraft.plugins.adjacency import NO_TOKEN, owners
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import REACH
@@ -21,6 +21,7 @@ from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.other_drafters import OtherDrafters
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
+from freedraft.plugins.registry import rehearsed
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
 from freedraft.plugins.texts import NONE, no_places, padded
 from freedraft.plugins.threads import Threads
@@ -64,8 +65,9 @@ class FusionSettings(OwnTextSettings):
     scope: Literal["off", "engine"] = Field(
         "engine",
         description="Whose replies a sequence is drafted from: `off` = its own text alone; `engine` = also the earlier "
-        "replies of this process, whoever asked for them. One user's reply can then speed up another's, and so betray "
-        "by its timing that it exists: choose `off` where tenants must not learn that of each other.",
+        "replies of this process, whoever asked for them, and what the model ranked in them. One user's reply can then "
+        "speed up another's, and so betray by its timing that it exists: choose `off` where tenants must not learn "
+        "that of each other.",
     )
     learnt: Path | None = Field(
         None,
@@ -126,7 +128,8 @@ class FusionSettings(OwnTextSettings):
 
     def rehearsing(self) -> Self:
         """As `DrafterSettings.rehearsing`: nothing is captured."""
-        return self.model_copy(update={"capture": None})
+        drafters = {name: rehearsed(name, settings) for name, settings in self.drafters.items()}
+        return self.model_copy(update={"capture": None, "drafters": drafters})
 
 
 class Fusion:
@@ -144,7 +147,6 @@ class Fusion:
     """
 
     Settings: ClassVar[type[FusionSettings]] = FusionSettings
-    feedback_top_k: ClassVar[int] = K
     calibrated: ClassVar[bool] = True
     """Its probabilities are what they say: pacing is on by default."""
 
@@ -172,10 +174,12 @@ class Fusion:
         self._segments = open_segments(settings.index, settings.tokenizer)
         self._corpora = padded([segment.automaton for segment in self._segments])
         self._damaged = np.zeros(1, np.int64)
+        self._opened = 0
         self._places = no_places(len(self._segments))
         self._judged = nothing_judged(settings.max_tokens)
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
-        self._others = OtherDrafters(settings.drafters)
+        self._others = OtherDrafters(settings.drafters, settings.scope)
+        self.feedback_top_k = max(K, self._others.feedback_top_k)
         self.threads = Threads(settings.threads)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
@@ -199,16 +203,21 @@ class Fusion:
         self._judged.started[slots] = NOT_STARTED
         self._judged.last[slots] = NO_TOKEN
         self._judged.considered[slots] = 0
+        self._rankings.owner[slots] = owners(self.settings.scope, self._opened, len(slots))
+        self._opened += len(slots)
         self._rankings.context[slots] = NO_TOKEN
         self._rankings.shown[slots] = 0
-        self._others.open(slots)
-        if len(prompts):
+        try:
+            self._others.open(slots)
             try:
-                self.extend(slots, prompts, offsets)
-            except InputError:
-                self.automata.close(slots)
+                if len(prompts):
+                    self.extend(slots, prompts, offsets)
+            except Exception:
                 self._others.close(slots)
                 raise
+        except Exception:
+            self.automata.close(slots)
+            raise
         return slots
 
     def refer(self, slots: Int64, texts: Int32, offsets: Int64) -> None:
@@ -237,6 +246,7 @@ class Fusion:
                 text = np.concatenate([before, texts[start:end]])
                 self._places.reference[slot] = self.automata.open(text, np.array([0, len(text)]))[0]
                 arrays = self.automata.arrays
+        self._others.refer(slots, texts, offsets)
 
     def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
         """As `Drafter.extend`; errors as `SuffixAutomata.extend`."""
@@ -259,6 +269,7 @@ class Fusion:
         """As `Drafter.draft`: one chain or tree a sequence."""
         if len(budget) != len(slots):
             raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        self.automata.learning(slots)  # raises for a slot that is not open
         self._others.propose(slots, budget)
         arrays = self.automata.arrays
         longest = self.settings.max_tokens
@@ -302,12 +313,13 @@ class Fusion:
         if ranked.ndim != 2:
             raise InputError(f"feedback: expected top_k of shape (positions, k), got {ranked.shape}")
         offsets = as_offsets(feedback.offsets, len(ranked), len(slots))
-        observe_batch(self._rankings, self._judged.considered, slots, ranked, offsets)
+        observe_batch(self._rankings, self._judged.considered, self._judged.parents, slots, ranked, offsets)
 
     def end_reply(self, slots: Int64) -> None:
         """As `KeepsReplies.end_reply`: the replies become a source for others. Errors as `SuffixAutomata.close`."""
         self._keep_replies(slots)
         self._rotate_replies()
+        self._others.end_reply(slots)
 
     def _keep_replies(self, slots: Int64) -> None:
         self.automata.learning(slots)  # raises for a slot that is not open, before anything is taken from it

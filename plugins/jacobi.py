@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from freedraft.plugins.base import Drafter, Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
-from freedraft.plugins.registry import make_drafter
+from freedraft.plugins.registry import make_drafter, rehearsed
 from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.plugins.verified import FOLLOWED, known_positions
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets, as_tokens
@@ -19,8 +20,6 @@ from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offset
 # Iterates that a token has outlived unchanged, up to this; 0 = an initial guess.
 MAX_AGE = 3
 MAX_DEPTH = 7
-# Nodes of another drafter's draft that are followed, the first ones.
-FOLLOWED = 64
 # Before anything is counted, one in so many initial guesses is right; and the weight of that belief.
 PRIOR_HITS, PRIOR_TRIALS = 0.2, 4.0
 HORIZON = 1024.0
@@ -36,6 +35,12 @@ class JacobiSettings(DrafterSettings):
         "`random`, any token; or the name of a drafter that needs no feedback, whose draft has that place.",
     )
     initial_settings: dict[str, Any] = Field({}, description="Settings of the drafter in `initial`.")
+
+    def rehearsing(self) -> Self:
+        """As `DrafterSettings.rehearsing`, for the drafter in `initial`."""
+        if self.initial in ("prompt", "random"):
+            return self
+        return self.model_copy(update={"initial_settings": rehearsed(self.initial, self.initial_settings)})
 
     @model_validator(mode="after")
     def _settings_need_a_drafter(self) -> Self:
@@ -164,7 +169,7 @@ class Jacobi:
         slots = self._slots.checked(slots)
         if len(budget) != len(slots):
             raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
-        limits = np.minimum(budget, self.settings.max_tokens).astype(np.int32)
+        limits = np.clip(budget, 0, self.settings.max_tokens).astype(np.int32)
         if self._initial is None:
             initial = Drafts.empty(len(slots))
         else:
@@ -351,7 +356,7 @@ def observe_batch(sequences: Sequences, slots: Int64, argmax: Int32, offsets: In
     """Keep the argmax of the verified positions of each sequence's last draft."""
     for row in range(len(slots)):
         slot = slots[row]
-        shown = min(offsets[row + 1] - offsets[row], sequences.nodes[slot] + 1)
+        shown = known_positions(offsets[row + 1] - offsets[row], sequences.parents[slot], sequences.nodes[slot])
         sequences.shown[slot] = shown
         for i in range(shown):
             sequences.argmax[slot, i] = argmax[offsets[row] + i]

@@ -7,11 +7,22 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import ByteSize, Field
 
-from freedraft.plugins.adjacency import NO_TOKEN, TOKENS, Table, find_row, hash_context, new_table, stamp_row, take_row
+from freedraft.plugins.adjacency import (
+    NO_TOKEN,
+    TOKENS,
+    Table,
+    find_row,
+    hash_context,
+    new_table,
+    owners,
+    stamp_row,
+    take_row,
+)
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
 from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.plugins.verified import FOLLOWED, known_positions
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets, as_tokens
@@ -38,6 +49,11 @@ class LookaheadSettings(DrafterSettings):
         "prompt", description="What a new column of the window is filled with: tokens of the prompt, or any tokens."
     )
     text: bool = Field(True, description="Take the n-grams of the prompt and of the committed text into the pool, too.")
+    scope: Literal["off", "engine"] = Field(
+        "engine",
+        description="Whose n-grams a sequence is drafted from: `off` = those of its own text and window alone; "
+        "`engine` = all in the pool, whoever's they were. By its timing a reply can then betray words of another's.",
+    )
     memory: ByteSize = Field(
         ByteSize(2**26),
         ge=2**12,
@@ -47,7 +63,7 @@ class LookaheadSettings(DrafterSettings):
 
 
 class Sequences(NamedTuple):
-    """What is kept for each slot; R = N - 1 rows, W columns, M nodes at most.
+    """What is kept for each slot; R = N - 1 rows, W columns, M nodes at most, of which as many or F are verified.
 
     Row r, column c of the window stands c + r places behind the next token.
 
@@ -55,18 +71,20 @@ class Sequences(NamedTuple):
         window: int32 `(slots, R, W)`, the oldest row first.
         age: int32 `(slots, W)`, passes since the column was filled with guesses.
         leaf: int32 `(slots, W)`, the verified node whose argmax goes on with the column; -1 = none.
+        owner: int64 `(slots,)`, of the n-grams that the sequence reads and writes.
         tail: int32 `(slots, N)`, the last tokens of the text, the newest last, -1 where there are fewer.
         drafted: int32 `(slots,)`, nodes of the last draft.
         tokens, parents, kind: int32 `(slots, M)`, these.
         followed: int32 `(slots,)`, nodes of another drafter's draft, verified instead; -1 = the own one was.
-        followed_tokens, followed_parents: int32 `(slots, M)`, these, the first ones.
+        followed_tokens, followed_parents: int32 `(slots, F)`, these, the first ones.
         shown: int32 `(slots,)`, verified positions in `argmax`; 0 = no feedback.
-        argmax: int32 `(slots, M + 1)`.
+        argmax: int32 `(slots, F + 1)`.
     """
 
     window: Int32
     age: Int32
     leaf: Int32
+    owner: Int64
     tail: Int32
     drafted: Int32
     tokens: Int32
@@ -115,25 +133,28 @@ class Lookahead:
         self.settings = settings
         rows, columns, branches = settings.ngram - 1, settings.window, settings.branches
         most = rows * (columns + branches)
+        followed = max(most, FOLLOWED)
         self.pool = new_table(int(settings.memory), rows * branches)
         shape = (POOL + branches, max(columns, settings.ngram))
         self.counts = Counts(np.full(shape, PRIOR_HITS), np.full(shape, PRIOR_TRIALS))
+        self._opened = 0
         self._slots = Slots()
         self._samples = new_samples(0)
         self._sequences = Sequences(
             np.empty((0, rows, columns), np.int32),
             np.empty((0, columns), np.int32),
             np.empty((0, columns), np.int32),
+            np.empty(0, np.int64),
             np.empty((0, settings.ngram), np.int32),
             np.empty(0, np.int32),
             np.empty((0, most), np.int32),
             np.empty((0, most), np.int32),
             np.empty((0, most), np.int32),
             np.empty(0, np.int32),
-            np.empty((0, most), np.int32),
-            np.empty((0, most), np.int32),
+            np.empty((0, followed), np.int32),
+            np.empty((0, followed), np.int32),
             np.empty(0, np.int32),
-            np.empty((0, most + 1), np.int32),
+            np.empty((0, followed + 1), np.int32),
         )
 
     def open(self, prompts: Int32, offsets: Int64) -> Int64:
@@ -149,6 +170,8 @@ class Lookahead:
         self._sequences = Sequences(*(grown(array, capacity) for array in self._sequences))
         self._samples = grown_samples(self._samples, capacity)
         kept = self._sequences
+        kept.owner[slots] = owners(self.settings.scope, self._opened, len(slots))
+        self._opened += len(slots)
         kept.tail[slots] = NO_TOKEN
         # No column is filled yet: the first draft does it.
         kept.age[slots] = -1
@@ -231,11 +254,11 @@ class Lookahead:
 
 
 @kernel
-def remember(pool: Table, key: int, ngram: Int32) -> None:
-    """Put an n-gram, int32 `(N - 1,)` behind its key, first in the key's row of the pool."""
+def remember(pool: Table, owner: int, key: int, ngram: Int32) -> None:
+    """Put an n-gram, int32 `(N - 1,)` behind its key, first in the key's row of an owner's in the pool."""
     context = np.empty(1, np.int32)
     context[0] = key
-    hashed = hash_context(context, 1)
+    hashed = hash_context(context, 1, owner)
     row = find_row(pool, hashed)
     if row < 0:
         row = take_row(pool, hashed)
@@ -286,7 +309,7 @@ def extend_batch(
             tail[-1] = token
             note_token(samples, slot, token)
             if text and tail[0] != NO_TOKEN:
-                remember(pool, tail[0], tail[1:])
+                remember(pool, sequences.owner[slot], tail[0], tail[1:])
         sequences.shown[slot] = 0
         sequences.drafted[slot] = 0
         sequences.followed[slot] = -1
@@ -309,7 +332,7 @@ def remember_paths(pool: Table, sequences: Sequences, slot: int) -> None:
                 ngram[i] = tail[back]
                 back -= 1
         if ngram[-1] >= 0 and ngram[0] != NO_TOKEN:
-            remember(pool, ngram[0], ngram[1:])
+            remember(pool, sequences.owner[slot], ngram[0], ngram[1:])
 
 
 @kernel
@@ -353,7 +376,7 @@ def move_window(pool: Table, sequences: Sequences, slot: int, committed: int) ->
         ngram[rows - 1] = token
         # The first rows - 1 tokens that a column gets replace guesses that are nobody's.
         if age[column] >= rows - 1:
-            remember(pool, window[0, column], ngram)
+            remember(pool, sequences.owner[slot], window[0, column], ngram)
         window[:, column] = ngram
         age[column] += 1
     shift = committed - 1
@@ -402,7 +425,7 @@ def add_branches(pool: Table, sequences: Sequences, slot: int, limit: int) -> in
     """Draft the pool's n-grams behind the last token, the newest first; return the nodes."""
     nodes = 0
     size = sequences.window.shape[1]
-    row = find_row(pool, hash_context(sequences.tail[slot, -1:], 1))
+    row = find_row(pool, hash_context(sequences.tail[slot, -1:], 1, sequences.owner[slot]))
     if row < 0:
         return nodes
     kept = pool.rows[row, TOKENS:]
@@ -504,7 +527,7 @@ def adopt_batch(sequences: Sequences, slots: Int64, tokens: Int32, parents: Int3
     """Take down what is verified instead of the own drafts, and where in it the columns of the window end."""
     for row in range(len(slots)):
         slot, first = slots[row], offsets[row]
-        nodes = min(offsets[row + 1] - first, sequences.tokens.shape[1])
+        nodes = min(offsets[row + 1] - first, sequences.followed_tokens.shape[1])
         sequences.followed[slot] = nodes
         sequences.followed_tokens[slot, :nodes] = tokens[first : first + nodes]
         sequences.followed_parents[slot, :nodes] = parents[first : first + nodes]
@@ -530,11 +553,7 @@ def observe_batch(sequences: Sequences, slots: Int64, argmax: Int32, offsets: In
         other = sequences.followed[slot] >= 0
         verified = sequences.followed[slot] if other else sequences.drafted[slot]
         parents = sequences.followed_parents[slot] if other else sequences.parents[slot]
-        shown = min(offsets[row + 1] - offsets[row], verified + 1)
-        if shown < verified + 1:
-            for node in range(verified):
-                if parents[node] != node - 1:
-                    shown = min(shown, 1)
+        shown = known_positions(offsets[row + 1] - offsets[row], parents, verified)
         sequences.shown[slot] = shown
         for i in range(shown):
             sequences.argmax[slot, i] = argmax[offsets[row] + i]

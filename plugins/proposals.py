@@ -16,7 +16,7 @@ from freedraft.plugins.mixing import SEENS, SHARES
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64
 
-MOST_DRAFTERS = len(SEENS)  # one for each of the buckets in which a text's contexts are told apart by count
+MOST_DRAFTERS = 4  # no more than there are buckets for the counts of a text's contexts, which tell them apart
 CHILDREN = 3  # of a place, the first ones, that become candidates
 
 ROOT = -1
@@ -70,7 +70,7 @@ def keep_proposals(
             before = probability[first + parent] if parent >= 0 else np.float32(1.0)
             alone = probability[first + node] / max(before, np.float32(1e-9))
             bucket = 1
-            while bucket < len(SHARES) and alone > SHARES[bucket]:
+            while bucket < len(SHARES) - 1 and alone > SHARES[bucket]:
                 bucket += 1
             proposals.tokens[slot, which, node] = tokens[first + node]
             proposals.parents[slot, which, node] = parent

@@ -23,6 +23,7 @@ from freedraft.plugins.adjacency import (
     new_table,
 )
 from freedraft.plugins.evidence import KIND, LATEST, LIKELIEST, MATCHED, NO_STATE, PLACE, RANKED, SEEN, TEXT, TIMES
+from freedraft.plugins.verified import known_positions
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -37,11 +38,13 @@ class Rankings(NamedTuple):
     """What is kept for each slot.
 
     Attributes:
+        owner: int64 `(slots,)`, of the rows that the sequence reads and writes.
         context: int32 `(slots, MAX_CONTEXT)`, the newest committed tokens of each sequence, newest first.
         shown: int32 `(slots,)`, verified positions of the last draft whose ranking waits to be learnt.
         ranked: int32 `(slots, longest + 1, K)`, these; `(slots, 0, K)` where rankings are not used.
     """
 
+    owner: Int64
     context: Int32
     shown: Int32
     ranked: Int32
@@ -51,16 +54,25 @@ def new_rankings(used: bool, longest: int) -> tuple[Table, Rankings]:
     """A table, of next to nothing where rankings are not used, and room for no sequence."""
     table = new_table(TABLE_BYTES if used else 1, K)
     ranked = np.zeros((0, longest + 1 if used else 0, K), np.int32)
-    return table, Rankings(np.zeros((0, MAX_CONTEXT), np.int32), np.zeros(0, np.int32), ranked)
+    nobody = np.zeros(0, np.int64)
+    return table, Rankings(nobody, np.zeros((0, MAX_CONTEXT), np.int32), np.zeros(0, np.int32), ranked)
 
 
 @kernel
-def observe_batch(rankings: Rankings, considered: Int64, slots: Int64, top_k: Int32, offsets: Int64) -> None:
-    """Keep the rankings, int32 `(positions, k)`, until what was committed has been judged without them."""
+def observe_batch(
+    rankings: Rankings, considered: Int64, parents: Int32, slots: Int64, top_k: Int32, offsets: Int64
+) -> None:
+    """Keep the rankings, int32 `(positions, k)`, until what was committed has been judged without them.
+
+    Args:
+        considered: int64 `(slots,)`, nodes of each last draft.
+        parents: int32 `(slots, longest + 1)`, theirs.
+    """
     k = min(K, top_k.shape[1])
     for row in range(len(slots)):
         slot = slots[row]
-        shown = min(offsets[row + 1] - offsets[row], considered[slot] + 1, rankings.ranked.shape[1])
+        shown = known_positions(offsets[row + 1] - offsets[row], parents[slot], considered[slot])
+        shown = min(shown, rankings.ranked.shape[1])
         rankings.shown[slot] = shown
         rankings.ranked[slot, :shown] = NO_TOKEN
         for i in range(shown):
@@ -79,19 +91,19 @@ def learn_rankings(table: Table, rankings: Rankings, slot: int, tokens: Int32, p
     for i in range(rankings.shown[slot]):
         if rankings.ranked[slot, i, 0] != NO_TOKEN:
             context_at(rankings.context[slot], tokens, parents, i - 1, context)
-            learn_ranked(table, context, CONTEXT, rankings.ranked[slot, i], FRESH)
+            learn_ranked(table, context, CONTEXT, rankings.owner[slot], rankings.ranked[slot, i], FRESH)
     rankings.shown[slot] = 0
 
 
 @kernel
-def gather_rankings(table: Table, context: Int32, evidence: Int64, used: int) -> int:
+def gather_rankings(table: Table, owner: int, context: Int32, evidence: Int64, used: int) -> int:
     """Add the rows of the last 1 to `CONTEXT` tokens to `evidence`, after its first `used`; return how many it has."""
     rows = table.rows
     for length in range(CONTEXT, 0, -1):
         if used == len(evidence):
             break
         if context[length - 1] != NO_TOKEN:
-            row = find_row(table, hash_context(context, length))
+            row = find_row(table, hash_context(context, length, owner))
             if row >= 0 and rows[row, TOKENS] >= 0:
                 evidence[used, KIND] = RANKED
                 evidence[used, MATCHED] = length

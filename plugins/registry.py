@@ -56,6 +56,15 @@ def make_drafter(name: str, settings: Mapping[str, Any] | None = None, *, rehear
     return cls(validated.rehearsing() if rehearsing else validated)  # type: ignore[call-arg]
 
 
+def rehearsed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the drafter registered as `name` as `DrafterSettings.rehearsing` changes them.
+
+    Raises:
+        ConfigError: as `make_drafter`.
+    """
+    return validate_settings(drafter_class(name).Settings, settings, name).rehearsing().model_dump()
+
+
 def drafter_from_config(config: Config, *, rehearsing: bool = False) -> Drafter:
     """Build the drafter that a parsed configuration names; as `make_drafter`."""
     return make_drafter(config.drafter, config.settings, rehearsing=rehearsing)

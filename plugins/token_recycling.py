@@ -20,12 +20,14 @@ from freedraft.plugins.adjacency import (
     learn_next,
     learn_ranked,
     new_table,
+    owners,
     push_token,
 )
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.heap import PARENT, TOKEN, Heap, new_heap, pop, push
 from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.plugins.verified import known_positions
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets
@@ -74,6 +76,11 @@ class TokenRecyclingSettings(DrafterSettings):
         description="Draft no token that is accepted with a probability below this; by default 0.002 in a tree and 0.1 "
         "in a chain.",
     )
+    scope: Literal["off", "engine"] = Field(
+        "engine",
+        description="Whose rows a sequence is drafted from: `off` = those of its own text alone; `engine` = all that "
+        "this process has learnt, whoever's text it was. By its timing a reply can then betray tokens of another's.",
+    )
     memory: ByteSize = Field(
         ByteSize(2**26),
         ge=2**12,
@@ -98,6 +105,7 @@ class Sequences(NamedTuple):
     """What is kept for each slot.
 
     Attributes:
+        owner: int64 `(slots,)`, of the rows that the sequence reads and writes.
         context: int32 `(slots, MAX_CONTEXT)`, the newest committed tokens, newest first.
         drafted: int32 `(slots,)`, nodes of the last draft.
         tokens: int32 `(slots, max_tokens)`, these.
@@ -106,6 +114,7 @@ class Sequences(NamedTuple):
         ranked: int32 `(slots, max_tokens + 1, k)`.
     """
 
+    owner: Int64
     context: Int32
     drafted: Int32
     tokens: Int32
@@ -140,8 +149,8 @@ class TokenRecycling:
 
     A token's probability is the share of cases in which the token of its rank, in a row of its kind, was the next one.
 
-    All sequences share the rows. They hold single tokens of each other's text, by which a reply can be faster where
-    another user's text had the same words.
+    All sequences share the rows, unless `scope` is `off`. They hold single tokens of each other's text, by which a
+    reply can be faster where another user's text had the same words.
     """
 
     Settings: ClassVar[type[TokenRecyclingSettings]] = TokenRecyclingSettings
@@ -153,7 +162,9 @@ class TokenRecycling:
         self.table = new_table(int(settings.memory), settings.k)
         self.counts = Counts(np.zeros((KINDS, settings.k)), np.zeros(KINDS))
         self._slots = Slots()
+        self._opened = 0
         self._sequences = Sequences(
+            np.empty(0, np.int64),
             np.empty((0, MAX_CONTEXT), np.int32),
             np.empty(0, np.int32),
             np.empty((0, settings.max_tokens), np.int32),
@@ -179,6 +190,8 @@ class TokenRecycling:
         slots = self._slots.take(len(offsets) - 1)
         self._sequences = Sequences(*(grown(array, self._slots.capacity) for array in self._sequences))
         kept = self._sequences
+        kept.owner[slots] = owners(self.settings.scope, self._opened, len(slots))
+        self._opened += len(slots)
         kept.context[slots] = NO_TOKEN
         kept.drafted[slots] = 0
         kept.shown[slots] = 0
@@ -266,7 +279,7 @@ def probability_of(counts: Counts, kind: int, rank: int) -> float:
 
 
 @kernel
-def gather(table: Table, counts: Counts, context: Int32, length: int, depth: int, found: Candidates) -> int:
+def gather(table: Table, counts: Counts, context: Int32, length: int, owner: int, depth: int, found: Candidates) -> int:
     """Write the candidates for the token after a context, from the longest known context down; return how many.
 
     A token is listed once, as the longest context has it. A shorter context shares out what the longer ones leave.
@@ -277,7 +290,7 @@ def gather(table: Table, counts: Counts, context: Int32, length: int, depth: int
     for n in range(length, 0, -1):
         if context[n - 1] == NO_TOKEN:
             continue
-        row = find_row(table, hash_context(context, n))
+        row = find_row(table, hash_context(context, n, owner))
         if row < 0:
             continue
         kind = kind_of(n, longer, table.rows[row, TRUST], depth)
@@ -301,13 +314,13 @@ def gather(table: Table, counts: Counts, context: Int32, length: int, depth: int
 
 
 @kernel
-def judge(table: Table, counts: Counts, context: Int32, length: int, depth: int, token: int) -> None:
+def judge(table: Table, counts: Counts, context: Int32, length: int, owner: int, depth: int, token: int) -> None:
     """Count which rank `token`, which was committed after a context, had in the rows that `gather` reads."""
     longer = False
     for n in range(length, 0, -1):
         if context[n - 1] == NO_TOKEN:
             continue
-        row = find_row(table, hash_context(context, n))
+        row = find_row(table, hash_context(context, n, owner))
         if row < 0:
             continue
         kind = kind_of(n, longer, table.rows[row, TRUST], depth)
@@ -338,22 +351,22 @@ def extend_batch(
     context = np.empty(MAX_CONTEXT, np.int32)
     for row in range(len(slots)):
         slot = slots[row]
-        committed = sequences.context[slot]
+        committed, owner = sequences.context[slot], sequences.owner[slot]
         shown = sequences.shown[slot]
         if shown > 0:
             context[:] = committed
             for i in range(offsets[row], offsets[row + 1]):
-                judge(table, counts, context, length, i - offsets[row], tokens[i])
+                judge(table, counts, context, length, owner, i - offsets[row], tokens[i])
                 push_token(context, tokens[i])
             for position in range(shown):
                 ranked = sequences.ranked[slot, position]
                 if ranked[0] != NO_TOKEN:
                     context_at(committed, sequences.tokens[slot], sequences.parents[slot], position - 1, context)
-                    learn_ranked(table, context, length, ranked, fresh)
+                    learn_ranked(table, context, length, owner, ranked, fresh)
         for i in range(offsets[row], offsets[row + 1]):
             # What no ranking covers: a prompt, or nodes of a tree of which nobody knows which were verified.
             if text and i - offsets[row] >= shown:
-                learn_next(table, committed, length, tokens[i])
+                learn_next(table, committed, length, owner, tokens[i])
             push_token(committed, tokens[i])
         sequences.shown[slot] = 0
         sequences.drafted[slot] = 0
@@ -365,12 +378,7 @@ def observe_batch(sequences: Sequences, slots: Int64, ranked: Int32, offsets: In
     k = min(ranked.shape[1], sequences.ranked.shape[2])
     for row in range(len(slots)):
         slot = slots[row]
-        drafted = sequences.drafted[slot]
-        shown = min(offsets[row + 1] - offsets[row], drafted + 1)
-        if shown < drafted + 1:
-            for node in range(drafted):
-                if sequences.parents[slot, node] != node - 1:
-                    shown = min(shown, 1)
+        shown = known_positions(offsets[row + 1] - offsets[row], sequences.parents[slot], sequences.drafted[slot])
         sequences.shown[slot] = shown
         sequences.ranked[slot, :shown] = NO_TOKEN
         for position in range(shown):
@@ -404,7 +412,7 @@ def draft_batch(
         parent, likelihood = -1, 1.0
         while nodes < most:
             depth = context_at(sequences.context[slot], tokens, parents, parent, context)
-            candidates = gather(table, counts, context, length, depth, found)
+            candidates = gather(table, counts, context, length, sequences.owner[slot], depth, found)
             if chain:
                 waiting = 0
             for i in range(candidates):

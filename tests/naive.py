@@ -210,7 +210,9 @@ MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
 MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
 RANKED_RATES = (0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4)
-OWN_TEXT, REPLIES, CORPUS, REFERENCE, RANKED, OWN_FAR = range(6)
+OWN_TEXT, REPLIES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED = range(7)
+PROPOSED_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
+PROPOSED_RATES = (0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95)
 
 
 def float32(value: float) -> float:
@@ -240,6 +242,17 @@ class Evidence:
     def latest(self) -> int:
         return self.followed[-1]
 
+    @property
+    def seen(self) -> int:
+        return len(self.followed)
+
+    def share(self, token: int) -> int:
+        """The bucket of how often the token followed."""
+        times = self.times(token)
+        if times == 0 or self.seen <= 3:
+            return times
+        return 9 if times >= self.seen else 1 + 8 * times // (self.seen + 1)
+
     def times(self, token: int) -> int:
         """How often the token followed; where it is not the likeliest, the text's last token does not count yet."""
         times = self.followed.count(token)
@@ -261,6 +274,41 @@ class CorpusEvidence(Evidence):
 
     def times(self, token: int) -> int:
         return self.followed.count(token)
+
+
+class Proposal(Evidence):
+    """A token that another drafter, the one of number `recent`, proposes behind `length - 1` others."""
+
+    @property
+    def latest(self) -> int:
+        return -1
+
+    @property
+    def seen(self) -> int:
+        return MIX_SEENS[self.recent]
+
+    def share(self, token: int) -> int:
+        (bucket,) = self.ends_text
+        return bucket if token == self.likeliest else 0
+
+
+def proposed(
+    drafter: int, nodes: Sequence[tuple[int, int, float]], path: Sequence[int], most: int = 3
+) -> list[Evidence]:
+    """What a draft, (token, parent, cumulative probability) a node, has next where it has `path`."""
+    place = -1
+    for token in path:
+        following = [i for i, node in enumerate(nodes) if node[:2] == (token, place)]
+        if not following:
+            return []
+        place = following[0]
+    found: list[Evidence] = []
+    for token, parent, likelihood in nodes:
+        if parent == place and len(found) < most:
+            alone = float32(likelihood / (nodes[parent][2] if parent >= 0 else 1.0))
+            bucket = 1 + sum(alone > end for end in PROPOSED_SHARES[1:])
+            found.append(Proposal(PROPOSED, 1 + len(path), (token,), frozenset([bucket]), drafter))
+    return found
 
 
 def evidence_in_corpus(
@@ -333,8 +381,8 @@ class Mixing:
                 times = min(share, seen)
             else:
                 times = seen if share == 9 else (share - 0.5) / 8 * seen
-            if kind == RANKED:
-                self.rates[key] = float32(RANKED_RATES[share])
+            if kind in (RANKED, PROPOSED):
+                self.rates[key] = float32((RANKED_RATES if kind == RANKED else PROPOSED_RATES)[share])
                 return self.rates[key]
             estimate = (times + (0.15 if latest else 0.02)) / (seen + self.escape / MIX_LENGTH_MEANS[length] + 0.2)
             self.rates[key] = float32(min(max(estimate, 0.002), 0.995))
@@ -352,11 +400,7 @@ class Mixing:
             odds = 0.3 * self.weights.get((chosen, -1), 0.0)
             inputs = []
             for context in evidence:
-                seen, times = len(context.followed), context.times(token)
-                if times == 0 or seen <= 3:
-                    share = times
-                else:
-                    share = 9 if times >= seen else 1 + 8 * times // (seen + 1)
+                seen, share = context.seen, context.share(token)
                 length = _bucket(MIX_LENGTHS, context.length)
                 latest = int(context.latest == token)
                 key = (context.kind, length, _bucket(MIX_SEENS, seen), share, latest)
@@ -448,6 +492,10 @@ class Fusing:
         self.reference = [*prompt[-mixing.reach :], *reference] if reference else []
         self.started: int | None = None
         self.considered: list[tuple[int, float]] = []
+        self.proposals: list[list[tuple[int, int, float]]] = []
+        """What other drafters draft behind the committed text; to be set before each draft."""
+        self.since: list[int] = []
+        """What was committed behind them."""
 
     def evidence(self, drafted: Sequence[int] = ()) -> list[Evidence]:
         before = [*self.text, *drafted]
@@ -461,6 +509,8 @@ class Fusing:
         found += evidence_in(REFERENCE, self.reference, before[-self.mixing.reach :], most)
         for documents in self.corpora:
             found += evidence_in_corpus(CORPUS, documents, before, most)
+        for i, nodes in enumerate(self.proposals):
+            found += proposed(i, nodes, [*self.since, *drafted])
         return found
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -473,7 +523,8 @@ class Fusing:
                     self.mixing.learn_correction(depth, mixed, judging)
                 self.mixing.learn(self.evidence(), self.text[-1] if self.text else -1, token)
             self.text.append(token)
-        self.considered = []
+            self.since.append(token)
+        self.considered, self.proposals, self.since = [], [], []
 
     def draft(self, budget: int, min_probability: float) -> tuple[list[int], list[float]]:
         if self.started is None:

@@ -1,0 +1,22 @@
+"""Which nodes of a draft the feedback of a runtime is about."""
+
+from __future__ import annotations
+
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Int32
+
+FOLLOWED = 64
+"""Nodes of a draft that is not its own, the first ones, that a drafter follows."""
+
+
+@kernel
+def known_positions(told: int, parents: Int32, nodes: int) -> int:
+    """How many of `told` verified positions belong to known nodes of a draft of `nodes` nodes, 1 for the text's end.
+
+    A chain may have been cut at its end. Of a tree with too few positions nobody knows which nodes these are.
+    """
+    if told < nodes + 1:
+        for node in range(nodes):
+            if parents[node] != node - 1:
+                return min(told, 1)
+    return min(told, nodes + 1)
