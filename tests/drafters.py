@@ -232,7 +232,7 @@ class Malformed(Scripted):
 MALFORMED: dict[str, Callable[[int], Any]] = {
     "more than the budget": lambda budget: chain([1] * (budget + 1)),
     "negative": lambda budget: chain([-1]),
-    "out of the vocabulary": lambda budget: chain([10**6]),
+    "the highest number": lambda budget: chain([2**31 - 1]),
     "none": lambda budget: None,
     "a list": lambda budget: [1, 2, 3],
     "too many rows": lambda budget: chains([[1], [2]]),

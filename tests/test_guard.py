@@ -216,6 +216,14 @@ def test_a_row_beyond_its_own_budget() -> None:
     assert guard.errors == 1
 
 
+def test_a_row_with_a_token_beyond_the_vocabulary_gets_no_draft_and_the_others_keep_theirs() -> None:
+    guard = Guard(drafters.Scripted(lambda text, budget: text[:budget]))
+    slots = guard.open(*ragged([[1, 2], [3, 100, 4], [5]]))
+    assert rows_of(guard.draft(slots, budget_of(4, 4, 4), vocabulary=100)) == [[1, 2], [], [5]]
+    # A prompt may have such tokens: the drafter did nothing wrong.
+    assert guard.errors == 0
+
+
 def test_the_last_token_of_the_vocabulary_may_be_drafted() -> None:
     guard = Guard(drafters.Scripted(lambda text, budget: [99]))
     slots = guard.open(*ragged([[1]]))

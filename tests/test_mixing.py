@@ -8,6 +8,7 @@ import pytest
 import strategies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from mixer_twin import assert_same_knowledge, key_of, twin
 from small_index import create
 
 from freedraft.plugins import mixing

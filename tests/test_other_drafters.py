@@ -14,15 +14,14 @@ import tiny
 from drafters import MALFORMED, Branching, Malformed, Scripted, tree
 from hypothesis import given
 from hypothesis import strategies as st
-from mixer_twin import assert_same_knowledge
+from mixer_twin import assert_same_knowledge, twin
 from scripted import Decoding, RankingTarget
 
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.hf import Speculative
 from freedraft.plugins import registry
 from freedraft.plugins.base import Drafts, Feedback, FollowsDrafts, Source
-from freedraft.plugins.evidence import CONTEXTS_A_TEXT, LIKELIEST, MATCHED, REACH, SEPARATOR, empty_evidence
-from freedraft.plugins.own_text import ESCAPE
+from freedraft.plugins.evidence import LIKELIEST, MATCHED, empty_evidence
 from freedraft.plugins.proposals import (
     CHILDREN,
     follow_proposals,
@@ -124,7 +123,7 @@ def test_equals_naive(prompt: list[int], steps: list[Any], budget: int, least: f
     drafters = [Branching(grow(0)), Branching(grow(1))]
     with registered(first=drafters[0], second=drafters[1]):
         ours = fusion({"first": {}, "second": {}}, min_probability=least, max_tokens=8)
-    mixing = naive.Mixing(separator=SEPARATOR, escape=ESCAPE, contexts=CONTEXTS_A_TEXT, reach=REACH)
+    mixing = twin()
     expected = naive.Fusing(mixing, prompt)
     slots = ours.open(*ragged([prompt]))
     for committed, _, _ in steps:
@@ -357,7 +356,7 @@ def test_mistakes_are_told() -> None:
     class Learning(Scripted):
         feedback = frozenset({"argmax"})
 
-    with registered(cheat=Learning()), pytest.raises(ConfigError, match="own drafts alone$"):
+    with registered(cheat=Learning()), pytest.raises(ConfigError, match=r"own drafts alone$"):
         fusion({"cheat": {}})
     with pytest.raises(ConfigError, match="at most 4"):
         fusion({name: {} for name in ("jacobi", "lookahead", "prompt_lookup", "suffix_automaton", "fusion")})
