@@ -133,6 +133,17 @@ def test_a_later_sequence_knows_the_ngrams_of_an_earlier_one() -> None:
     assert second.passes < first.passes
 
 
+def test_with_scope_off_an_ngram_is_its_sequences_alone() -> None:
+    for scope, expected in (("engine", [2, 3, 4]), ("off", [])):
+        made = drafter(scope=scope, window=1, branches=1)
+        slots = made.open(*ragged([[1, 2, 3, 4, 1]]))
+        own = made.draft(slots, np.array([3], np.int32))
+        assert own.tokens.tolist() == [2, 3, 4]
+        other = made.open(*ragged([[7, 1]]))
+        drafts = made.draft(other, np.array([3], np.int32))
+        assert [token for token in drafts.tokens.tolist() if token in (2, 3, 4)] == expected
+
+
 def test_memory_is_bounded() -> None:
     made = drafter(memory="4KiB", ngram=3, branches=2)
     size = made.pool.rows.nbytes

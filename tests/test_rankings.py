@@ -58,6 +58,22 @@ def test_what_was_ranked_is_drafted_where_no_text_helps():
     assert set(drafts.source.tolist()) == {Source.BY_PRODUCT}
 
 
+@pytest.mark.parametrize("scope", ["off", "engine"])
+def test_with_scope_off_a_ranking_is_its_sequences_alone(scope):
+    made = fusion(scope=scope)
+    slots = made.open(*ragged([[1, 10], [6, 10]]))
+    made.draft(slots, budgets(2))
+    made.observe(slots[:1], shown(10))
+    made.extend(slots[:1], *ragged([[2, 3, 10]]))
+    drafts = made.draft(slots, budgets(2, 1))
+    assert drafts.tokens[drafts.row(0)].tolist() in ([20], [2])
+    assert drafts.tokens[drafts.row(1)].tolist() == ([20] if scope == "engine" else [])
+    # Nor is it one of who has the slot next.
+    made.close(slots)
+    again = made.open(*ragged([[6, 10]]))
+    assert made.draft(again, budgets(1, 1)).tokens.tolist() == ([20] if scope == "engine" else [])
+
+
 def test_rejected_nodes_teach_too():
     made = fusion()
     slots = made.open(*ragged([[8, 9, 10, 20, 8, 9]]))

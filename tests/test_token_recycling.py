@@ -99,6 +99,14 @@ def test_a_later_sequence_knows_what_an_earlier_one_showed() -> None:
     assert alone.passes == first.passes
 
 
+def test_with_scope_off_a_row_is_its_sequences_alone() -> None:
+    for scope, expected in (("engine", [5, 6]), ("off", [])):
+        made = drafter(scope=scope)
+        made.open(*ragged([[4, 5, 6]]))
+        other = made.open(*ragged([[9, 4]]))
+        assert made.draft(other, np.array([2], np.int32)).tokens.tolist() == expected
+
+
 def test_probabilities_are_calibrated() -> None:
     decoding = Decoding(drafter(context=2), RankingTarget(5, vocabulary=8, sure=0.7), [[1], [2], [3]])
     decoding.run(300, 20)
