@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ByteSize
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +15,6 @@ from rich.text import Text
 from freedraft.integrations.demo.command import demo
 from freedraft.integrations.replay.command import replay_command
 from freedraft.integrations.replay.measuring import measure_cost
-from freedraft.plugins.registry import drafter_class, drafter_names
 from freedraft.retrieval.cli import index_app
 from freedraft.retrieval.errors import FreedraftError
 
@@ -67,8 +65,12 @@ def drafters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """List the installed drafters, ours and others', with their settings."""
+    # Not at the top, so that other commands need not load what drafters need.
+    from freedraft.integrations.describe import describe
+    from freedraft.plugins.registry import drafter_names
+
     names = [name] if name else drafter_names()
-    described = {one: _describe(one) for one in names}
+    described = {one: describe(one) for one in names}
     if as_json:
         typer.echo(json.dumps(described, indent=1))
         return
@@ -82,29 +84,6 @@ def drafters(
         for setting, values in what["settings"].items():
             table.add_row(setting, Text(str(values["default"])), Text(values["description"]))
         console.print(table)
-
-
-def _describe(name: str) -> dict[str, Any]:
-    loaded = drafter_class(name)
-    settings = {
-        key: {
-            "type": _type_name(field.annotation),
-            "default": "required" if field.is_required() else _readable(field.get_default(call_default_factory=True)),
-            "description": field.description or "",
-        }
-        for key, field in loaded.Settings.model_fields.items()
-    }
-    return {"summary": (loaded.__doc__ or "").strip().split("\n")[0], "settings": settings}
-
-
-def _readable(default: Any) -> Any:
-    if isinstance(default, ByteSize):
-        return default.human_readable()
-    return default if isinstance(default, str | int | float | bool | list | None) else str(default)
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 if __name__ == "__main__":
