@@ -33,7 +33,6 @@ from freedraft.plugins.proposals import (
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.verified import FOLLOWED
 from freedraft.retrieval.errors import ConfigError, InputError
-from freedraft.retrieval.index.errors import SourceError
 from freedraft.retrieval.ragged import ragged
 
 one_thread = tiny.one_thread
@@ -220,11 +219,11 @@ def test_what_fusion_is_told_they_are_told() -> None:
 
 
 def test_a_rehearsal_is_one_for_them_too(tmp_path: Any) -> None:
-    nested = {"capture": str(tmp_path / "captured"), "tokenizer": str(tmp_path / "nowhere")}
+    nested = {"capture": str(tmp_path / "captured")}
     options: dict[str, Any] = {
         "drafters": {"fusion": nested, "jacobi": {"initial": "fusion", "initial_settings": nested}}
     }
-    with pytest.raises(SourceError):
+    with pytest.raises(ConfigError, match="capture: needs"):
         make_drafter("fusion", options)
     made = make_drafter("fusion", options, rehearsing=True)
     assert [type(other).__name__ for other in made._others._drafters] == ["Fusion", "Jacobi"]  # type: ignore[attr-defined]
@@ -262,7 +261,7 @@ def test_a_drafter_that_fails_leaves_no_sequence_behind(method: str) -> None:
     assert not first.texts
     failing.failing = False
     slots = made.open(*ragged([[1, 2], [3]]))
-    assert slots.tolist() == [0, 1]
+    assert sorted(slots.tolist()) == [0, 1]
     assert len(first.texts) == len(failing.texts) == 2
 
 
@@ -327,29 +326,39 @@ def test_lookahead_takes_ngrams_and_columns_from_a_draft_that_it_adopted() -> No
         made.adopt(slots, Drafts.empty(2))
 
 
-def test_a_chain_that_was_cut_may_be_adopted() -> None:
-    for name in ("jacobi", "lookahead"):
-        made = make_drafter(name, {})
-        slots = made.open(*ragged([[9, 9]]))
-        made.draft(slots, np.array([3], np.int32))
-        made.adopt(slots, tree([(5, -1), (6, 0), (7, 1)]))
-        made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 2]), np.array([4, 20], np.int32)))
-        made.extend(slots, *ragged([[4]]))
-        made.adopt(slots, Drafts.empty(1))
-        made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 1]), np.array([6], np.int32)))
-        made.extend(slots, *ragged([[6]]))
-        assert made.draft(slots, np.array([1], np.int32)).tokens.tolist() == [9]
+@pytest.mark.parametrize(("name", "last", "expected"), [("jacobi", 4, [20, 9, 9]), ("lookahead", 9, [9, 5, 20])])
+def test_of_a_chain_that_was_cut_the_beginning_teaches(name: str, last: int, expected: list[int]) -> None:
+    made = make_drafter(name, {"text": False} if name == "lookahead" else {})
+    slots = made.open(*ragged([[9, 9]]))
+    made.draft(slots, np.array([60], np.int32))
+    made.adopt(slots, tree([(5, -1), (6, 0), (7, 1)]))
+    made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 2]), np.array([4, 20], np.int32)))
+    made.extend(slots, *ragged([[last]]))
+    # The target's token behind 5, as the iterate, or as the end of an n-gram that begins with 9.
+    assert made.draft(slots, np.array([60], np.int32)).tokens[:3].tolist() == expected
 
 
-def test_of_a_tree_that_was_cut_nobody_knows_the_nodes() -> None:
-    for name in ("jacobi", "lookahead"):
-        made = make_drafter(name, {"text": False} if name == "lookahead" else {})
-        slots = made.open(*ragged([[9, 9]]))
-        made.draft(slots, np.array([3], np.int32))
-        made.adopt(slots, tree([(4, -1), (6, -1), (7, 0)]))
-        made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 3]), np.array([4, 20, 21], np.int32)))
-        made.extend(slots, *ragged([[4]]))
-        assert set(made.draft(slots, np.array([3], np.int32)).tokens.tolist()) == {9}
+@pytest.mark.parametrize("name", ["jacobi", "lookahead"])
+def test_of_a_tree_that_was_cut_nobody_knows_the_nodes(name: str) -> None:
+    made = make_drafter(name, {"text": False} if name == "lookahead" else {})
+    slots = made.open(*ragged([[9, 9]]))
+    made.draft(slots, np.array([60], np.int32))
+    made.adopt(slots, tree([(4, -1), (6, -1), (7, 0)]))
+    made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 3]), np.array([4, 20, 21], np.int32)))
+    made.extend(slots, *ragged([[4]]))
+    # Guesses of the prompt's only token, and nothing of the target's.
+    assert set(made.draft(slots, np.array([60], np.int32)).tokens.tolist()) == {9}
+
+
+@pytest.mark.parametrize("name", ["jacobi", "lookahead"])
+def test_no_draft_may_be_adopted(name: str) -> None:
+    made = make_drafter(name, {})
+    slots = made.open(*ragged([[9, 9]]))
+    made.draft(slots, np.array([60], np.int32))
+    made.adopt(slots, Drafts.empty(1))
+    made.observe(slots, Feedback(np.zeros(1, np.int32), np.array([0, 1]), np.array([6], np.int32)))
+    made.extend(slots, *ragged([[6]]))
+    assert made.draft(slots, np.array([60], np.int32)).tokens[0] == 9
 
 
 def test_mistakes_are_told() -> None:
