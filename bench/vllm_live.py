@@ -44,7 +44,6 @@ METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
         {},
     ),
     "vLLM suffix": ({"method": "suffix", "num_speculative_tokens": DRAFTED}, {}),
-    "freedraft suffix_automaton": (OURS, {"drafter": "suffix_automaton"}),
     "freedraft fusion": (OURS, {"drafter": "fusion"}),
 }
 
