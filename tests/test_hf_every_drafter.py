@@ -12,7 +12,7 @@ import torch
 from freedraft.integrations.hf import Speculative
 from freedraft.plugins.registry import drafter_names
 
-# Minutes: thirteen drafters, each four times on a real model, most of them with wide trees.
+# Minutes: every drafter, each four times on a real model, most of them with wide trees.
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 one_thread = tiny.one_thread
 
