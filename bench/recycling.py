@@ -50,9 +50,13 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "fusion with recycling": {"drafter": "fusion", "recycling": True},
     "fusion with jacobi": {"drafter": "fusion", "drafters": {"jacobi": {}}},
     "fusion with lookahead": {"drafter": "fusion", "drafters": {"lookahead": {}}},
+    "fusion with recycling, tree": {
+        "drafter": "fusion", "recycling": True, "shape": "tree", "max_tokens": 60, "min_probability": 0.002,
+    },
     "fusion with all three": {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}},
     "fusion with all three, tree": {
         "drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}, "shape": "tree",
+        "max_tokens": 60, "min_probability": 0.002,
     },
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from freedraft.plugins.proposals import (
     gather_proposals,
     to_start,
 )
-from freedraft.plugins.rankings import CONTEXT, Rankings, count_rankings, gather_rankings, learn_rankings
+from freedraft.plugins.rankings import CONTEXT, Rankings, add_ranked, count_rankings, gather_rankings, learn_rankings
 from freedraft.plugins.texts import (
     Places,
     advance_own,
@@ -100,6 +100,7 @@ def weigh(
     damaged: Int64,
     table: Table,
     owner: int,
+    wide: bool,
     proposals: Proposals,
     mixer: Mixer,
     texts: Int64,
@@ -115,6 +116,7 @@ def weigh(
 
     Args:
         owner: of the rows of `table` that the sequence reads; `NOBODY` where rankings are not used.
+        wide: whether all that ranked high is a candidate, for a tree, or only the likeliest.
         at: where the place is in the proposals for the sequence.
         last: the token right before the place.
 
@@ -130,6 +132,8 @@ def weigh(
         rows = gather_rankings(table, owner, context, evidence, rows)
     rows = gather_proposals(proposals, texts[0], at, evidence, rows)
     found = find_candidates(evidence, rows, candidates)
+    if ranking and wide:
+        found = add_ranked(table, evidence, rows, candidates.tokens, found)
     if found > 0:
         tokens_found = candidates.tokens[:found]
         count_texts(words, states, edges, evidence, rows, tokens_found, candidates.times)
@@ -166,11 +170,16 @@ def extend_batch(
     rankings: Rankings,
     proposals: Proposals,
     mixer: Mixer,
+    wide: bool,
     slots: Int64,
     tokens: Int32,
     offsets: Int64,
 ) -> int:
-    """Append a ragged batch, learning from it where the reply has begun; FINE, or BAD_SLOT or BAD_TOKEN."""
+    """Append a ragged batch, learning from it where the reply has begun; FINE, or BAD_SLOT or BAD_TOKEN.
+
+    Args:
+        wide: as in `weigh`, and as the drafts are made.
+    """
     for slot in slots:
         if not is_open(sequences, slot):
             return BAD_SLOT
@@ -202,7 +211,7 @@ def extend_batch(
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows, found = weigh(
-                    words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
+                    words, states, edges, sequences, corpora, damaged, table, owner, wide, proposals, mixer,
                     texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
                 if found > 0:
@@ -303,7 +312,7 @@ def draft_batch(
         judged.considered[slot] = 0
         while depth < most:
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
+                words, states, edges, sequences, corpora, damaged, table, owner, False, proposals, mixer,
                 texts, cursors, in_corpora, context, at, last, evidence, candidates,
             )  # fmt: skip
             if found == 0:

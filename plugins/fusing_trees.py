@@ -95,7 +95,7 @@ def draft_trees(
             here = parent + 1
             last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, owner, proposals, mixer,
+                words, states, edges, sequences, corpora, damaged, table, owner, True, proposals, mixer,
                 texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence, candidates,
             )  # fmt: skip
             for j in range(found):

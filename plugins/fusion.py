@@ -256,7 +256,7 @@ class Fusion:
         status = extend_batch(
             grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
             self._damaged, self._places, self._judged, self._table, self._rankings,
-            self._others.proposals, self.mixer, slots, tokens, offsets,
+            self._others.proposals, self.mixer, self.settings.shape == "tree", slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")

@@ -54,7 +54,8 @@ RANKED_RATES = np.array([0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12
 SHARES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0])
 PROPOSED_RATES = np.array([0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95])
 
-MAX_CANDIDATES = 6
+LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
+MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
 FIRST_WEIGHT = 0.3
 LEARNING_RATE = 0.01
 RATE_LIMIT = 255  # a rate remembers about as many observations
@@ -216,7 +217,7 @@ def find_candidates(evidence: Int64, rows: int, candidates: Candidates) -> int:
         known = token == SEPARATOR
         for j in range(found):
             known = known or candidates.tokens[j] == token
-        if not known and found < MAX_CANDIDATES:
+        if not known and found < LIKELIEST_CANDIDATES:
             candidates.tokens[found] = token
             found += 1
     return found

@@ -118,6 +118,25 @@ def gather_rankings(table: Table, owner: int, context: Int32, evidence: Int64, u
 
 
 @kernel
+def add_ranked(table: Table, evidence: Int64, used: int, tokens: Int64, found: int) -> int:
+    """Add what ranked behind the likeliest to the candidates `tokens`, int64, after the first `found`; return how many.
+
+    The longest context's row comes first.
+    """
+    for i in range(used):
+        if evidence[i, KIND] == RANKED:
+            ranked = table.rows[evidence[i, TEXT], TOKENS:]
+            for rank in range(1, len(ranked)):
+                known = ranked[rank] == NO_TOKEN
+                for j in range(found):
+                    known = known or tokens[j] == ranked[rank]
+                if not known and found < len(tokens):
+                    tokens[found] = ranked[rank]
+                    found += 1
+    return found
+
+
+@kernel
 def count_rankings(table: Table, evidence: Int64, used: int, tokens: Int64, times: Int64) -> None:
     """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: the share bucket of token j in row i; texts are left out."""
     for i in range(used):
