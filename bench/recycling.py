@@ -6,6 +6,8 @@ about time.
 
     python bench/recycling.py --prompts FOLDER [--questions 4] [--tokens 96] [--only NAME ...] [--out FOLDER]
 
+With --only, rows of other drafters are kept that an earlier run on the same questions has written.
+
 FOLDER has `.jsonl` files of Spec-Bench's form: an object a line with `category` and `turns`; the first turn is asked.
 """
 
@@ -107,6 +109,14 @@ def measure(model: Any, replies: list[tuple[str, torch.Tensor, torch.Tensor]], s
     }
 
 
+def _earlier(path: Path, note: str) -> dict[str, dict[str, Any]]:
+    """Rows that an earlier run has written, if it asked the same."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {row["drafter"]: row for row in found["results"]} if found["note"] == note else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=Path, default=os.environ.get("FREEDRAFT_PROMPTS"), required=False)
@@ -133,10 +143,11 @@ def main() -> None:
     )
     title = "Drafters on the model's by-products"
     page = (chosen.out or RESULTS) / "recycling.md"
-    rows: list[dict[str, Any]] = []
+    measured = _earlier(page.with_suffix(".json"), note)
     for name in chosen.only:
-        rows.append({"drafter": name, **measure(model, replies, CONTENDERS[name])})
-        print(rows[-1], flush=True)
+        measured[name] = {"drafter": name, **measure(model, replies, CONTENDERS[name])}
+        print(measured[name], flush=True)
+        rows = [measured[known] for known in CONTENDERS if known in measured]
         # At once, for a run takes long enough to be ended early.
         save("recycling", {"note": note, "results": rows}, chosen.out)
         page.write_text(markdown(title, rows, note), encoding="utf-8")
