@@ -14,7 +14,8 @@ from freedraft.integrations.vllm import Proposer
 from freedraft.integrations.vllm import pacing as vllm_pacing
 from freedraft.integrations.vllm.statistics import Statistics, describe
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.pacing import Pacer, StepTime
+from freedraft.plugins.pacing import Pacer
+from freedraft.plugins.step_time import StepTime
 
 
 @pytest.fixture(autouse=True)
