@@ -57,8 +57,8 @@ class PacingSettings(Settings):
     )
     uniform: bool = Field(
         False,
-        description="Verify all that was drafted or nothing, for a runtime whose steps are fastest when all sequences "
-        "have drafts of one length (CUDA graphs).",
+        description="Verify all that was drafted or nothing. In vLLM, whose full CUDA graphs want one length, every "
+        "sequence then gets `num_speculative_tokens` tokens, short drafts filled up with its last token, or none gets any.",
     )
 
 
@@ -90,19 +90,26 @@ class Pacer:
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = False
+        self._tried = 0
         self._tokens = self._time = 1.0
         self._left_out = 0.0
         self._lock = threading.Lock()
 
-    def cut(self, drafts: Drafts, sequences: int) -> Drafts:
+    def cut(self, drafts: Drafts, sequences: int, filled: int = 0) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
 
         Sequences without a draft count too: they are in the same forward pass. Chains and trees alike.
+
+        Args:
+            drafts: what was drafted.
+            sequences: how many sequences there are.
+            filled: draft tokens that the pass would take where the runtime fills drafts up to one length; only for
+                `uniform`.
         """
         with self._lock:
-            return self._cut(drafts, sequences)
+            return self._cut(drafts, sequences, filled)
 
-    def _cut(self, drafts: Drafts, sequences: int) -> Drafts:
+    def _cut(self, drafts: Drafts, sequences: int, filled: int) -> Drafts:
         total = len(drafts.tokens)
         self._exploring = False
         if total == 0:
@@ -112,8 +119,13 @@ class Pacer:
         self.drafted += total
         probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
         sequences = max(sequences, 1)
-        shape = self.step_time.shape
-        keep, surplus = best_prefix(probability, sequences, GRID, shape, self.settings.uniform, max(self.gain, 1.0))
+        gain = max(self.gain, 1.0)
+        if self.settings.uniform:
+            keep, verified = total, max(total, filled)
+            surplus = float(probability.sum()) - gain * sequences * (self._cost(sequences, verified) - 1.0)
+        else:
+            keep, surplus = best_prefix(probability, sequences, GRID, self.step_time.shape, gain)
+            verified = keep
         pays = surplus > self.settings.margin * sequences
         if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
             verify = False
@@ -131,6 +143,7 @@ class Pacer:
         self._since_verified = 0
         self._plain_in_a_row = 0
         self.verified += 1
+        self._tried += self._exploring
         self.kept += keep
         self._left_out = 0.0
         if keep < total:
@@ -139,9 +152,12 @@ class Pacer:
             )
             probability = drafts.probability
             self._left_out = float(probability.min())
-        time = self.step_time.shape_at(sequences + keep) / self.step_time.shape_at(sequences)
-        self._expect(1.0 + float(probability.sum()) / sequences, time)
+        self._expect(1.0 + float(probability.sum()) / sequences, self._cost(sequences, verified))
         return drafts
+
+    def _cost(self, sequences: int, verified: int) -> float:
+        """The time of a step that verifies so many draft tokens, as a multiple of a plain step's."""
+        return self.step_time.shape_at(sequences + verified) / self.step_time.shape_at(sequences)
 
     def _plain_step(self) -> None:
         """Take in a step without a draft. The first after one with a draft tells nothing of T, see `record`."""
@@ -173,9 +189,12 @@ class Pacer:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
         It is half of what the last cut left out, or the price of a token where T rises least, from `sequences` to
-        `most` tokens on. 0 where anything may be tried, in particular when it is time to.
+        `most` tokens on. 0 where anything may be tried, in particular when it is time to, and where drafts are
+        uniform: what is not drafted saves nothing then.
         """
         with self._lock:
+            if self.settings.uniform:
+                return 0.0
             if self._since_verified >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
                 return 0.0
             low, high = np.searchsorted(GRID, [sequences, sequences + most])
@@ -213,6 +232,12 @@ class Pacer:
         with self._lock:
             judge_chains(probability, offsets, accepted, self.calibration)
 
+    @property
+    def decisions(self) -> dict[str, int]:
+        """Steps that had a draft, by what was done: `verified` or `plain`, as was thought best, or `explored`."""
+        plain = self.steps - self.verified - (self.explored - self._tried)
+        return {"verified": self.verified - self._tried, "plain": plain, "explored": self.explored}
+
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
@@ -220,21 +245,22 @@ class Pacer:
         decoding's, `calibration` the predicted and the observed share of right tokens, given
         that all before them were right, by tenths of the prediction.
         """
-        rows = [
-            {"tokens": int(count), "predicted": round(total / count, 4), "observed": round(right / count, 4)}
-            for count, right, total in self.calibration.tolist()
-            if count
-        ]
-        return {
-            "step_ms": {n: round(1e3 * seconds, 3) for n, seconds in self.step_time.table().items()},
-            "gain": round(self.gain, 4),
-            "steps": self.steps,
-            "verified": self.verified,
-            "explored": self.explored,
-            "drafted": self.drafted,
-            "kept": self.kept,
-            "calibration": rows,
-        }
+        with self._lock:
+            rows = [
+                {"tokens": int(count), "predicted": round(total / count, 4), "observed": round(right / count, 4)}
+                for count, right, total in self.calibration.tolist()
+                if count
+            ]
+            return {
+                "step_ms": {n: round(1e3 * seconds, 3) for n, seconds in self.step_time.table().items()},
+                "gain": round(self.gain, 4),
+                "steps": self.steps,
+                "verified": self.verified,
+                "explored": self.explored,
+                "drafted": self.drafted,
+                "kept": self.kept,
+                "calibration": rows,
+            }
 
 
 def pacer_for(drafter: Any, section: Mapping[str, Any]) -> Pacer | None:
@@ -282,10 +308,8 @@ def never_rising(probability: Float32, parents: Int32, offsets: Int64) -> Float3
 
 
 @kernel
-def best_prefix(
-    probability: Float32, sequences: int, grid: Int64, shape: Float64, whole: bool, gain: float
-) -> tuple[int, float]:
-    """The k from 1 up whose k likeliest tokens bring most, by the rule above; `whole` = all of them.
+def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float64, gain: float) -> tuple[int, float]:
+    """The k from 1 up whose k likeliest tokens bring most, by the rule above.
 
     Returns:
         k, and the tokens that it brings beyond those that its time is worth.
@@ -299,8 +323,6 @@ def best_prefix(
     at = 0
     for k in range(1, total + 1):
         expected += ordered[total - k]
-        if whole and k < total:
-            continue
         tokens = sequences + k
         while at < last and grid[at + 1] <= tokens:
             at += 1

@@ -65,7 +65,7 @@ def taught(slope, settings=None, tokens=range(1, 25), seconds=0.01):
 class TestRule:
     @given(st.lists(chances, min_size=1, max_size=20), st.integers(1, 40), shapes(), st.floats(1, 3))
     def test_equals_brute_force(self, probability, sequences, shape, gain):
-        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, False, gain)
+        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, gain)
         expected, best = naive.best_prefix(probability, sequences, lambda n: shape_at(shape, n), gain)
         assert surplus == pytest.approx(best, abs=1e-6)
         if keep != expected:  # only where two are as good as one another
@@ -80,24 +80,20 @@ class TestRule:
         drafts = chains(rows)
         if not len(drafts.tokens):
             return
-        _, surplus = best_prefix(drafts.probability, len(rows) + idle, GRID, shape, False, gain)
+        _, surplus = best_prefix(drafts.probability, len(rows) + idle, GRID, shape, gain)
         best = naive.best_cut(rows, len(rows) + idle, lambda n: shape_at(shape, n), gain)
         assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
 
     def test_free_tokens_are_all_taken_and_dear_ones_none(self):
         probability = np.array([0.9, 0.5, 0.1], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0), False, 1.0) == (3, pytest.approx(1.5))
-        assert best_prefix(probability, 1, GRID, flat(5), False, 1.0)[1] < 0
+        assert best_prefix(probability, 1, GRID, flat(0), 1.0) == (3, pytest.approx(1.5))
+        assert best_prefix(probability, 1, GRID, flat(5), 1.0)[1] < 0
 
     def test_the_boundary_is_where_probability_meets_the_price(self):
         # A token costs 0.25 of a step, and a step commits 2 tokens otherwise: it pays from 0.5 up.
         probability = np.array([0.9, 0.8, 0.51, 0.49, 0.15], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0.25), False, 2.0)[0] == 3
-        assert best_prefix(probability, 1, GRID, flat(0.25), False, 1.0)[0] == 4
-
-    def test_whole_takes_all(self):
-        probability = np.array([0.9, 0.05], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0.3), True, 1.0) == (2, pytest.approx(0.35))
+        assert best_prefix(probability, 1, GRID, flat(0.25), 2.0)[0] == 3
+        assert best_prefix(probability, 1, GRID, flat(0.25), 1.0)[0] == 4
 
     def test_maximises_tokens_over_time_in_the_long_run(self):
         """Over many steps with all kinds of drafts, no fixed threshold on the probability does better."""
@@ -112,9 +108,7 @@ class TestRule:
         pacer.step_time = StepTime.known(lambda n: 1 + 0.1 * (n - 1))
         ours = rate([len(pacer.cut(chains([row]), 1).tokens) for row in rows])
         fixed = max(rate([sum(p > least for p in row) for row in rows]) for least in np.linspace(0, 1, 41))
-        single = rate(
-            [max(best_prefix(np.array(row, np.float32), 1, GRID, flat(0.1), False, 1.0)[0], 0) for row in rows]
-        )
+        single = rate([max(best_prefix(np.array(row, np.float32), 1, GRID, flat(0.1), 1.0)[0], 0) for row in rows])
         assert ours > 0.995 * fixed
         assert ours > single
         assert pacer.gain == pytest.approx(ours, rel=0.05)
@@ -141,7 +135,7 @@ class TestCut:
             assert cut.parents[kept].tolist() == list(range(-1, n - 1))
             assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
         if len(cut.tokens):
-            keep, surplus = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, False, 1.0)
+            keep, surplus = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, 1.0)
             assert len(cut.tokens) == keep
             assert surplus > 0.02 * len(rows)
             left_out = sorted(drafts.probability.tolist(), reverse=True)[keep:]
@@ -154,7 +148,7 @@ class TestCut:
                 pacer.record(n, 0.01 * (1 + 0.5 * max(0, n - 16)))
         drafts = chains([[0.3]] * 40)
         cut = pacer.cut(drafts, 1)
-        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, False, 1.0)
+        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, 1.0)
         assert 1 < keep < 40
         assert len(cut.tokens) == keep
 
@@ -317,6 +311,36 @@ class TestDecisions:
         assert len(pacer.cut(good, 2).tokens) == 4
         assert len(pacer.cut(poor, 2).tokens) == 0
         assert len(taught(0.25).cut(poor, 2).tokens) == 1
+
+    def test_uniform_weighs_what_drafts_are_filled_up_with(self):
+        pacer = Pacer(PacingSettings(uniform=True, explore=1000))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.1 * (n - 1))
+        drafts = chains([[0.9, 0.8], []])
+        # Beside two sequences, two tokens cost 0.36 of a plain step's tokens, four 0.73, and twenty 3.6.
+        assert len(pacer.cut(drafts, 2, filled=20).tokens) == 0
+        assert len(pacer.cut(drafts, 2, filled=4).tokens) == 2
+        latest = (1 + 1.7 / 2) / (1.5 / 1.1)
+        assert 1 < pacer.gain < latest
+        for _ in range(2000):
+            pacer.cut(drafts, 2, filled=4)
+        assert pacer.gain == pytest.approx(latest, rel=0.01)
+
+    def test_nothing_need_be_held_back_where_drafts_are_uniform(self):
+        pacer = Pacer(PacingSettings(uniform=True))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.2 * (n - 1))
+        assert pacer.floor(1, 24) == 0
+
+    def test_each_step_with_a_draft_is_one_decision(self):
+        pacer = taught(0.0, PacingSettings(explore=10))
+        for probability in (0.99, 0.001):
+            for _ in range(60):
+                pacer.cut(chains([[probability]]), 1)
+            pacer.cut(Drafts.empty(1), 1)
+        made = pacer.decisions
+        assert sum(made.values()) == pacer.steps == 120
+        assert made["explored"] == pacer.explored > 2
+        assert made["verified"] > 40
+        assert made["plain"] > 40
 
     def test_never_slower_than_nothing_when_drafts_are_worthless(self):
         """On a clock where a verified token costs half a step and none is right: within 2 % of plain steps."""

@@ -115,14 +115,14 @@ def test_what_does_not_pay_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     drafter = Scripted(lambda text, budget: [1, 2, 3][:budget])
     asked = with_drafter(monkeypatch, drafter, {"pacing": {"explore": 1000}})
     assert asked._drafting is not None
-    assert asked._drafting._pacer is not None
-    asked._drafting._pacer.step_time = StepTime.known(lambda n: 1.0 + 5.0 * (n - 1))
+    assert asked._drafting.pacer is not None
+    asked._drafting.pacer.step_time = StepTime.known(lambda n: 1.0 + 5.0 * (n - 1))
     batch = Batch([4], [5])
     for token in (6, 7, 8):
         assert batch.commit(asked, [token], [token]) == [[], []]
     assert asked.statistics.withheld == 18
     assert asked.statistics.drafted.sum() == 0
-    asked._drafting._pacer.step_time = StepTime.known(lambda n: 1.0)
+    asked._drafting.pacer.step_time = StepTime.known(lambda n: 1.0)
     assert batch.commit(asked, [9], [9]) == [[1, 2, 3], [1, 2, 3]]
     assert asked.statistics.drafted.sum() == 6
 
@@ -132,7 +132,7 @@ def test_plain_steps_come_first_and_then_drafts(monkeypatch: pytest.MonkeyPatch)
     drafter = Scripted(lambda text, budget: [1, 2, 3][:budget])
     asked = with_drafter(monkeypatch, drafter, {"pacing": "on"})
     assert asked._drafting is not None
-    pacer = asked._drafting._pacer
+    pacer = asked._drafting.pacer
     assert pacer is not None
     now = [0.0]
     asked._drafting._pacing = vllm_pacing.StepPacing(pacer, clock=lambda: now[0])
@@ -162,7 +162,7 @@ def test_fusion_is_paced_by_default_and_can_be_left_alone() -> None:
 def test_a_failure_of_our_own_leaves_the_pacer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [1][:budget]), {"pacing": "on"})
     assert asked._drafting is not None
-    pacer = asked._drafting._pacer
+    pacer = asked._drafting.pacer
     assert asked.propose([[1]], "nonsense", np.zeros((1, 1), np.int32)) == [[]]
     assert asked._drafting._pacing is not None
     assert asked._drafting._pacing.pacer is pacer
