@@ -57,8 +57,8 @@ class PacingSettings(Settings):
     )
     uniform: bool = Field(
         False,
-        description="Verify all that was drafted or nothing. In vLLM, whose full CUDA graphs want one length, every "
-        "sequence then gets `num_speculative_tokens` tokens, short drafts filled up with its last token, or none gets any.",
+        description="Verify all that was drafted or nothing. In vLLM, whose full CUDA graphs want one length, either "
+        "every sequence gets `num_speculative_tokens` tokens, its draft filled up with its last token, or none does.",
     )
 
 

@@ -38,8 +38,7 @@ COUNTERS = {
     "draft_tokens": "Tokens given to vLLM to verify, by source; it drops those of a request that has just ended.",
     "withheld_tokens": "Tokens drafted and not verified, for it would not have paid.",
     "accepted_tokens": "Drafted tokens that were accepted, by source.",
-    "paced_steps": "Engine steps that had a draft, by what pacing did with it: verified or plain, as it thought best, or "
-    "explored, to measure the other.",
+    "paced_steps": "Engine steps that had a draft: verified or plain, as pacing thought best, or explored: the other.",
     "draft_seconds": "Seconds spent in drafting.",
     "errors": "Failures in drafting; each cost some drafts, none an answer.",
 }

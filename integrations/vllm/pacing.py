@@ -17,7 +17,7 @@ class StepPacing:
 
     A call comes right after a forward pass, so from one call to the next is a whole step: drafting, scheduling, the
     pass, sampling. Steps with a prompt in them, or after which the engine had nothing to do, take longer for other
-    reasons: a row that got no token in the last call, or that grew by other than the step's tokens, tells them.
+    reasons: a row that got no token at one of the two calls, or that grew by other than the step's tokens, tells them.
 
     Attributes:
         pacer: decides.

@@ -86,7 +86,7 @@ def describe_pacing(report: Mapping[str, Any]) -> str:
     right = ", ".join(f"{row['predicted']:.2f}/{row['observed']:.2f}" for row in report["calibration"])
     return (
         f"freedraft: Pacing: Gain: {report['gain']:.2f}, Verified: {share:.1f}% of what was drafted, in "
-        f"{report['verified']} of {report['steps']} steps ({report['explored']} decided to measure), "
+        f"{report['verified']} of {report['steps']} steps ({report['explored']} steps explored), "
         f"{times or 'T: not measured'}, Predicted/right: {right or 'none judged'}"
     )
 
