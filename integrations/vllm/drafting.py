@@ -166,9 +166,10 @@ class BatchDrafting:
             self._held[step.growing] += np.diff(step.offsets)
         self.statistics.taken += len(step.tokens)
 
-        drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
-        if self._pacing is not None and self._pacing.uniform and self._lacks_room(new, length):
-            drafting, sequences, room = drafting[:0], sequences[:0], room[:0]
+        uniform = self._pacing is not None and self._pacing.uniform
+        drafting, sequences, room = _who_drafts(
+            step.sequences, step.ready, new, length, self._width, self._longest, uniform
+        )
         self._ready[:] = False
         self._ready[step.sequences[step.ready]] = True
         drafts = self._draft(sequences, room, decoding)
@@ -176,14 +177,9 @@ class BatchDrafting:
         for j, row in enumerate(drafting.tolist()):
             answer[row] = flat[ends[j] : ends[j + 1]]
         if self._pacing is not None and self._pacing.filled:
-            for row in np.flatnonzero(new).tolist():
-                answer[row] += [int(tokens[row, length[row] - 1])] * (self._longest - len(answer[row]))
+            _fill(answer, new, length, tokens, self._longest)
         if self.guard.errors != errors:
             self._pause_if_lost(step.sequences[step.sequences >= 0])
-
-    def _lacks_room(self, new: Int64, length: Int32) -> bool:
-        """Whether a row that got tokens could not take the longest draft, and a token of the target's own."""
-        return bool(((new > 0) & (length[: len(new)] + self._longest >= self._width)).any())
 
     def _draft(self, sequences: Int64, room: Int32, decoding: int) -> Drafts:
         """Chains for these sequences, in a batch of `decoding` rows, and note them."""
@@ -282,6 +278,12 @@ class BatchDrafting:
             self._idle_until = NEVER
 
 
+def _fill(answer: list[list[int]], new: Int64, length: Int32, tokens: Int32, longest: int) -> None:
+    """Bring the drafts of all rows that got tokens to one length with the row's last token."""
+    for row in np.flatnonzero(new).tolist():
+        answer[row] += [int(tokens[row, length[row] - 1])] * (longest - len(answer[row]))
+
+
 @kernel
 def _how_rows_grew(
     sequences: Int64, previous: Int64, length: Int32, new: Int64, grew: Int64, call: int
@@ -325,11 +327,12 @@ def _how_rows_grew(
 
 @kernel
 def _who_drafts(
-    sequences: Int64, ready: NDArray[np.bool_], new: Int64, length: Int32, width: int, longest: int
+    sequences: Int64, ready: NDArray[np.bool_], new: Int64, length: Int32, width: int, longest: int, uniform: bool
 ) -> tuple[Int64, Int64, Int32]:
     """The rows that get a draft, their sequences, and how long it may be: int64, int64 and int32 `(n,)`.
 
-    A draft of n tokens is followed by a token of the target's own, so one place must stay free.
+    A draft of n tokens is followed by a token of the target's own, so one place must stay free. `uniform` = none gets a
+    draft unless all that got tokens have room for the longest.
     """
     rows = sequences.shape[0]
     drafting = np.empty(rows, np.int64)
@@ -337,6 +340,9 @@ def _who_drafts(
     count = 0
     for i in range(rows):
         most = min(width - 1 - length[i], longest)
+        if uniform and new[i] > 0 and most < longest:
+            count = 0
+            break
         if ready[i] and new[i] > 0 and most > 0:
             drafting[count] = i
             room[count] = most
