@@ -126,7 +126,7 @@ class Pacer:
         else:
             keep, surplus = best_prefix(probability, sequences, GRID, self.step_time.shape, gain)
             verified = keep
-        pays = surplus > self.settings.margin * sequences
+        pays = bool(surplus > self.settings.margin * sequences)
         if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
             verify = False
         elif pays:
