@@ -24,7 +24,12 @@ def vllm_config(freedraft: Any = None, **model: Any) -> Any:
         ),
         speculative_config=SimpleNamespace(num_speculative_tokens=LONGEST),
         scheduler_config=SimpleNamespace(max_num_seqs=ROWS),
-        parallel_config=SimpleNamespace(data_parallel_index=0),
+        parallel_config=SimpleNamespace(
+            data_parallel_index=0,
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+            distributed_executor_backend="uni",
+        ),
         additional_config={} if freedraft is None else {"freedraft": freedraft},
     )
 

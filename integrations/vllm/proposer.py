@@ -46,10 +46,12 @@ class Proposer:
 
         Raises:
             ConfigError: an unknown drafter or setting, or a bad value.
-            UnsupportedError: the model can't be decoded speculatively, or vLLM can't tell the drafter what it asks for.
+            UnsupportedError: the model can't be decoded speculatively, or not with this parallelism, or vLLM can't tell
+                the drafter what it asks for.
         """
         log_like_vllm()
         _refuse_recurrent(vllm_config.model_config)
+        _refuse_parallel(vllm_config.parallel_config)
         mend_sampling_on_cpu()
         self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
         self._idle = _tensor_parallel_rank() != 0
@@ -208,6 +210,23 @@ def _refuse_recurrent(model: Any) -> None:
             "Gated DeltaNet or the like), whose state vLLM can corrupt when a step without a draft follows an accepted "
             "one (vLLM issue 39273, https://github.com/vllm-project/vllm/issues/39273). Serve it without "
             "--speculative-config."
+        )
+
+
+def _refuse_parallel(parallel: Any) -> None:
+    tensor, pipeline = (getattr(parallel, f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    if getattr(parallel, "distributed_executor_backend", None) == "external_launcher" and tensor > 1:
+        raise UnsupportedError(
+            f"freedraft does not draft for {tensor} tensor-parallel ranks of an external launcher: each of them "
+            "schedules by itself there, with the drafts of its own proposer, and freedraft drafts in rank 0 alone, so "
+            "the ranks would run different batches. Let vLLM start the ranks (--distributed-executor-backend mp or "
+            "ray), or serve without --speculative-config."
+        )
+    if pipeline > 1:
+        raise UnsupportedError(
+            f"freedraft does not draft for {pipeline} pipeline stages: vLLM has a batch in each of them, and shows a "
+            "proposer these batches in turns. What became of a draft, and how long its step took, can't be told there. "
+            "Use --tensor-parallel-size instead of --pipeline-parallel-size, or serve without --speculative-config."
         )
 
 
