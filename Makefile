@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml requirements/setup.sh requirements/development.txt requ
 demo: $(STAMP) ## a chat model answers three inputs, plain and with freedraft (two minutes)
 	@.venv/bin/freedraft demo
 
-test: $(STAMP) ## all tests but the slow ones
-	@$(PYTEST) -m "not slow"
+test: $(STAMP) ## all tests but the slow ones, in two processes
+	@$(PYTEST) -m "not slow" -n 2 --dist loadfile
 
 test-all: $(STAMP) ## all tests, the slow ones too
 	@$(PYTEST)

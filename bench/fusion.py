@@ -24,7 +24,8 @@ from texts import library_tokens
 
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.fusion import Fusion, FusionSettings
-from freedraft.plugins.pacing import Pacer, StepTime
+from freedraft.plugins.pacing import Pacer
+from freedraft.plugins.step_time import StepTime
 from freedraft.plugins.threads import Threads
 
 COMMITTED = 2

@@ -190,6 +190,12 @@ if SIMULATED:
         with pytest.raises(CorpusIndexError):
             corpus_on_gpu.DeviceCorpus(CorpusIndex(Path(folder)).segments, 1, 1)
 
+    def test_tokens_that_the_model_does_not_have_are_refused(tmp_path):
+        segments = CorpusIndex(Path(create(tmp_path / "i", [[1, 2, 3]]))).segments
+        corpus_on_gpu.DeviceCorpus(segments, 1, 1, vocabulary_size=4)
+        with pytest.raises(CorpusIndexError, match=r"token id 3 is not one of 0\.\.2"):
+            corpus_on_gpu.DeviceCorpus(segments, 1, 1, vocabulary_size=3)
+
     def test_a_workspace_refuses_what_it_is_too_small_for(tmp_path):
         corpus = made(create(tmp_path / "i", [[1, 2, 3]]), slots=1)
         with pytest.raises(InputError, match="made for 1 rows of 1 slots, got 2 of 2"):

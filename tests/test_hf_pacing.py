@@ -13,7 +13,8 @@ import torch
 
 from freedraft.integrations.hf import Speculative
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.pacing import Pacer, StepTime
+from freedraft.plugins.pacing import Pacer
+from freedraft.plugins.step_time import StepTime
 
 one_thread = tiny.one_thread
 NEW = 40

@@ -1,4 +1,4 @@
-"""Pacing: the prefix rule against brute force, T(n) on made-up clocks, decisions, account. No clock is read here."""
+"""Pacing: the prefix rule against brute force, decisions, account. T(n) is told, or learnt on made-up clocks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ from hypothesis import strategies as st
 
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
-from freedraft.plugins.pacing import (
-    GRID,
-    Pacer,
-    PacingSettings,
-    StepTime,
-    best_prefix,
-    fit_monotone,
-    interpolate,
-    pacer_for,
-)
+from freedraft.plugins.pacing import Pacer, PacingSettings, best_prefix, pacer_for
 from freedraft.plugins.registry import make_drafter
+from freedraft.plugins.step_time import GRID, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
 
 chances = st.floats(0.01, 1).map(lambda p: float(np.float32(p)))
@@ -73,7 +65,7 @@ def taught(slope, settings=None, tokens=range(1, 25), seconds=0.01):
 class TestRule:
     @given(st.lists(chances, min_size=1, max_size=20), st.integers(1, 40), shapes(), st.floats(1, 3))
     def test_equals_brute_force(self, probability, sequences, shape, gain):
-        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, False, gain)
+        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, gain)
         expected, best = naive.best_prefix(probability, sequences, lambda n: shape_at(shape, n), gain)
         assert surplus == pytest.approx(best, abs=1e-6)
         if keep != expected:  # only where two are as good as one another
@@ -88,24 +80,20 @@ class TestRule:
         drafts = chains(rows)
         if not len(drafts.tokens):
             return
-        _, surplus = best_prefix(drafts.probability, len(rows) + idle, GRID, shape, False, gain)
+        _, surplus = best_prefix(drafts.probability, len(rows) + idle, GRID, shape, gain)
         best = naive.best_cut(rows, len(rows) + idle, lambda n: shape_at(shape, n), gain)
         assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
 
     def test_free_tokens_are_all_taken_and_dear_ones_none(self):
         probability = np.array([0.9, 0.5, 0.1], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0), False, 1.0) == (3, pytest.approx(1.5))
-        assert best_prefix(probability, 1, GRID, flat(5), False, 1.0)[1] < 0
+        assert best_prefix(probability, 1, GRID, flat(0), 1.0) == (3, pytest.approx(1.5))
+        assert best_prefix(probability, 1, GRID, flat(5), 1.0)[1] < 0
 
     def test_the_boundary_is_where_probability_meets_the_price(self):
         # A token costs 0.25 of a step, and a step commits 2 tokens otherwise: it pays from 0.5 up.
         probability = np.array([0.9, 0.8, 0.51, 0.49, 0.15], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0.25), False, 2.0)[0] == 3
-        assert best_prefix(probability, 1, GRID, flat(0.25), False, 1.0)[0] == 4
-
-    def test_whole_takes_all(self):
-        probability = np.array([0.9, 0.05], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0.3), True, 1.0) == (2, pytest.approx(0.35))
+        assert best_prefix(probability, 1, GRID, flat(0.25), 2.0)[0] == 3
+        assert best_prefix(probability, 1, GRID, flat(0.25), 1.0)[0] == 4
 
     def test_maximises_tokens_over_time_in_the_long_run(self):
         """Over many steps with all kinds of drafts, no fixed threshold on the probability does better."""
@@ -120,9 +108,7 @@ class TestRule:
         pacer.step_time = StepTime.known(lambda n: 1 + 0.1 * (n - 1))
         ours = rate([len(pacer.cut(chains([row]), 1).tokens) for row in rows])
         fixed = max(rate([sum(p > least for p in row) for row in rows]) for least in np.linspace(0, 1, 41))
-        single = rate(
-            [max(best_prefix(np.array(row, np.float32), 1, GRID, flat(0.1), False, 1.0)[0], 0) for row in rows]
-        )
+        single = rate([max(best_prefix(np.array(row, np.float32), 1, GRID, flat(0.1), 1.0)[0], 0) for row in rows])
         assert ours > 0.995 * fixed
         assert ours > single
         assert pacer.gain == pytest.approx(ours, rel=0.05)
@@ -149,7 +135,7 @@ class TestCut:
             assert cut.parents[kept].tolist() == list(range(-1, n - 1))
             assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
         if len(cut.tokens):
-            keep, surplus = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, False, 1.0)
+            keep, surplus = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, 1.0)
             assert len(cut.tokens) == keep
             assert surplus > 0.02 * len(rows)
             left_out = sorted(drafts.probability.tolist(), reverse=True)[keep:]
@@ -162,7 +148,7 @@ class TestCut:
                 pacer.record(n, 0.01 * (1 + 0.5 * max(0, n - 16)))
         drafts = chains([[0.3]] * 40)
         cut = pacer.cut(drafts, 1)
-        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, False, 1.0)
+        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, 1.0)
         assert 1 < keep < 40
         assert len(cut.tokens) == keep
 
@@ -326,6 +312,36 @@ class TestDecisions:
         assert len(pacer.cut(poor, 2).tokens) == 0
         assert len(taught(0.25).cut(poor, 2).tokens) == 1
 
+    def test_uniform_weighs_what_drafts_are_filled_up_with(self):
+        pacer = Pacer(PacingSettings(uniform=True, explore=1000))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.1 * (n - 1))
+        drafts = chains([[0.9, 0.8], []])
+        # Beside two sequences, two tokens cost 0.36 of a plain step's tokens, four 0.73, and twenty 3.6.
+        assert len(pacer.cut(drafts, 2, filled=20).tokens) == 0
+        assert len(pacer.cut(drafts, 2, filled=4).tokens) == 2
+        latest = (1 + 1.7 / 2) / (1.5 / 1.1)
+        assert 1 < pacer.gain < latest
+        for _ in range(2000):
+            pacer.cut(drafts, 2, filled=4)
+        assert pacer.gain == pytest.approx(latest, rel=0.01)
+
+    def test_nothing_need_be_held_back_where_drafts_are_uniform(self):
+        pacer = Pacer(PacingSettings(uniform=True))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.2 * (n - 1))
+        assert pacer.floor(1, 24) == 0
+
+    def test_each_step_with_a_draft_is_one_decision(self):
+        pacer = taught(0.0, PacingSettings(explore=10))
+        for probability in (0.99, 0.001):
+            for _ in range(60):
+                pacer.cut(chains([[probability]]), 1)
+            pacer.cut(Drafts.empty(1), 1)
+        made = pacer.decisions
+        assert sum(made.values()) == pacer.steps == 120
+        assert made["explored"] == pacer.explored > 2
+        assert made["verified"] > 40
+        assert made["plain"] > 40
+
     def test_never_slower_than_nothing_when_drafts_are_worthless(self):
         """On a clock where a verified token costs half a step and none is right: within 2 % of plain steps."""
         pacer = Pacer()
@@ -372,104 +388,6 @@ class TestDecisions:
         assert run(1, 200) > 3.8
         assert run(32, 400) < 0.3
         assert run(1, 200) > 3.8
-
-
-class TestStepTime:
-    @given(st.lists(st.tuples(st.integers(1, 20000), st.floats(1e-6, 1e3)), max_size=40))
-    @settings(max_examples=100)
-    def test_never_falls(self, steps):
-        time = StepTime(0.03)
-        for tokens, seconds in steps:
-            time.record(tokens, seconds)
-        assert (np.diff(time.shape) >= -1e-12).all()
-        assert time.shape[0] == 1
-        assert np.isfinite(time.shape).all()
-        values = [time.shape_at(n) for n in range(1, 30)]
-        assert values == sorted(values)
-        assert all(np.isfinite(value) for value in time.table().values())
-
-    def test_learns_a_curve(self):
-        time = StepTime(0.03)
-        source = np.random.default_rng(0)
-        for _ in range(1500):
-            n = int(source.integers(1, 33))
-            time.record(n, 0.02 * max(1.0, n / 8) * source.lognormal(0, 0.1))
-        for n in (1, 4, 8, 16, 32):
-            assert time.shape_at(n) == pytest.approx(max(1.0, n / 8), rel=0.15)
-            assert time.table()[n] == pytest.approx(0.02 * max(1.0, n / 8), rel=0.2)
-
-    def test_a_step_of_the_curve(self):
-        """On a CPU 2 to 16 tokens cost 1.7 times one."""
-        time = StepTime(0.03)
-        for _ in range(20):
-            for n in (1, 2, 5, 9, 16):
-                time.record(n, 0.05 * (1.7 if n > 1 else 1.0))
-        assert [time.shape_at(n) for n in (1, 2, 3, 12, 16)] == pytest.approx([1, 1.7, 1.7, 1.7, 1.7], rel=0.01)
-
-    def test_is_robust_to_outliers(self):
-        time = StepTime(0.03)
-        source = np.random.default_rng(0)
-        for i in range(600):
-            n = int(source.choice([1, 4, 8]))
-            slow = 50 if i % 37 == 5 else 1
-            time.record(n, 0.01 * (1 + 0.1 * (n - 1)) * slow)
-        assert time.shape_at(4) == pytest.approx(1.3, rel=0.15)
-        assert time.shape_at(8) == pytest.approx(1.7, rel=0.15)
-        assert time.scale == pytest.approx(0.01, rel=0.3)
-
-    @pytest.mark.parametrize("first", [0, 3])
-    def test_a_slow_beginning_is_soon_forgotten(self, first):
-        """A kernel that is compiled, a cache that is filled: one step of a hundred times the cost."""
-        time = StepTime(0.03)
-        for i in range(12):
-            time.record(1 if i < 6 else 4, 1.0 if i == first or i == first + 6 else 0.01)
-        assert time.scale == pytest.approx(0.01, rel=0.25)
-        assert time.shape_at(4) == pytest.approx(1.0, rel=0.25)
-
-    def test_the_scale_follows_the_load(self):
-        time = StepTime(0.03)
-        for load in (1.0, 4.0, 1.0):
-            for _ in range(60):
-                for n in (1, 4):
-                    time.record(n, 0.01 * load * (1 + 0.2 * (n - 1)))
-            assert time.scale == pytest.approx(0.01 * load, rel=0.1)
-            assert time.shape_at(4) == pytest.approx(1.6, rel=0.1)
-
-    @pytest.mark.parametrize(
-        ("tokens", "seconds"), [(0, 1.0), (-3, 1.0), (1, 0.0), (1, -1.0), (1, np.inf), (1, np.nan)]
-    )
-    def test_nonsense_is_left_out(self, tokens, seconds):
-        time = StepTime(0.03)
-        time.record(tokens, seconds)
-        assert not time.samples.any()
-        assert time.scale == 0
-
-    @given(st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 3)), min_size=6, max_size=6))
-    def test_the_fit_is_the_closest_that_never_falls(self, points):
-        scipy = pytest.importorskip("scipy.optimize", reason="a check against scipy's isotonic regression")
-        raw, samples = np.array([p[0] for p in points]), np.array([p[1] for p in points])
-        if samples[0] == 0 or not hasattr(scipy, "isotonic_regression"):
-            return
-        fitted, prior = np.empty(6), flat(0.1)[:6]
-        fit_monotone(raw, samples.astype(float), samples, prior, fitted)
-        measured = samples > 0
-        expected = scipy.isotonic_regression(raw[measured], weights=samples[measured]).x
-        assert fitted[measured] == pytest.approx(expected / expected[0])
-
-    def test_the_unmeasured_follow_the_prior(self):
-        prior, fitted = flat(0.1)[:6], np.empty(6)
-        samples = np.array([1, 0, 0, 5, 0, 0])
-        fit_monotone(np.array([1.0, 9, 9, 2.5, 9, 9]), samples.astype(float), samples, prior, fitted)
-        assert fitted == pytest.approx([1, 1.5, 2, 2.5, 2.5 * 1.4 / 1.3, 2.5 * 1.5 / 1.3])
-        nothing = np.zeros(6, np.int64)
-        fit_monotone(prior, nothing.astype(float), nothing, prior, fitted)
-        assert fitted == pytest.approx(prior)
-
-    def test_interpolation_and_what_lies_beyond(self):
-        shape = flat(0.01)
-        for n in (1, 2, 17, 18, 35, 200, 16384):
-            assert interpolate(GRID, shape, n) == pytest.approx(1 + 0.01 * (n - 1))
-        assert interpolate(GRID, shape, 32768) == pytest.approx(2 * shape[-1])
 
 
 class TestAccount:

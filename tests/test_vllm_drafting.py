@@ -115,6 +115,37 @@ def test_a_drafter_that_always_raises_is_asked_less_and_less(monkeypatch: pytest
     assert 4 <= asked.statistics.errors <= 10
 
 
+def test_a_failure_that_loses_nothing_prolongs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Scripted(lambda text, budget: [len(text)])
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1])
+    with monkeypatch.context() as failing:
+        failing.setattr(drafter, "extend", None)
+        for _ in range(2):
+            batch.commit(asked, [4])
+    batch.texts.append([2])
+    with monkeypatch.context() as failing:
+        failing.setattr(drafter, "draft", None)
+        batch.commit(asked, [4], [4])  # the second of the two steps for which the first row is left alone
+    assert asked.statistics.errors == 3
+    assert batch.commit(asked, [4], [4]) == [[5], [3]]
+
+
+def test_a_failure_that_loses_more_does_prolong_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Scripted(lambda text, budget: [len(text)])
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1])
+    with monkeypatch.context() as failing:
+        failing.setattr(drafter, "extend", None)
+        for _ in range(2):
+            batch.commit(asked, [4])
+        batch.texts.append([2])
+        batch.commit(asked, [4], [4])
+    for _ in range(3):
+        assert batch.commit(asked, [4], [4]) == [[], []]
+    assert batch.commit(asked, [4], [4]) == [[8], [6]]
+
+
 def test_a_failure_of_our_own_is_survived(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     drafter = Scripted(lambda text, budget: [len(text)])
     asked = with_drafter(monkeypatch, drafter)
@@ -203,6 +234,33 @@ def test_calls_that_vllm_leaves_out_end_no_reply(monkeypatch: pytest.MonkeyPatch
     batch.commit(asked, [4], [6], [])
     assert all(name != "end_reply" for name, _ in drafter.calls)
     assert sorted(drafter.texts.values()) == [[1, 2, 4, 7, 8, 9, 4], [3, 4, 7, 6], [4]]
+
+
+def test_calls_left_out_while_a_prompt_ends_end_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last chunk of a prompt brings a token too, and as many as it should."""
+    drafter = Conversing()
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1, 2], [3], [4])
+    batch.commit(asked, [4], [4], [])
+    drafter.calls.clear()
+    batch.texts[0] += [7, 8, 9]
+    batch.texts[1] += [7]
+    batch.commit(asked, [4], [6], [5])
+    assert all(name != "end_reply" for name, _ in drafter.calls)
+
+
+def test_two_users_who_go_on_at_once_end_both_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Conversing()
+    asked = with_drafter(monkeypatch, drafter)
+    batch = Batch([1, 2], [3], [9])
+    batch.commit(asked, [4], [4], [5])
+    first, second, third = batch.texts
+    batch.texts = [third]
+    batch.commit(asked, [5])
+    drafter.calls.clear()
+    batch.texts = [[*first, 7, 8], [*second, 7]]
+    batch.commit(asked, [4], [4])
+    assert [details for name, details in drafter.calls if name == "end_reply"] == [[3, 2]]
 
 
 def test_ended_sequences_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +81,19 @@ def test_greedy_text_is_the_same_with_drafts_from_the_models_rankings(
     assert now["errors"] == before.get("errors", 0)
     # Right drafts that no text could have given, but for fusion, which has both.
     assert now["accepted_tokens"] - before.get("accepted_tokens", 0) > 20
+
+
+def test_greedy_text_is_the_same_with_what_is_configured_by_default(model_path: Any, plain: Any) -> None:
+    """Fusion, paced by the times of this machine's steps: when it drafts differs from run to run."""
+    before = statistics()
+    with engine(model_path, freedraft={"pacing": {}}) as llm:
+        same(llm, PROMPTS, greedy(), plain["chat"])
+        for text, expected in zip(PROMPTS[6:9], plain["chat"][6:9], strict=True):
+            same(llm, text, greedy(), [expected])
+    now = statistics()
+    assert now["errors"] == before.get("errors", 0)
+    assert now["draft_tokens"] > before.get("draft_tokens", 0)
+    assert now["withheld_tokens"] > before.get("withheld_tokens", 0)
 
 
 def test_preemption_chunked_prefill_and_no_prefix_caching(model_path: Any, plain: Any) -> None:
@@ -170,23 +184,29 @@ def test_rows_are_filled_to_the_last_place(drafting: Any, plain: Any) -> None:
 
 def test_requests_aborted_midway_leave_the_others_as_they_were(drafting: Any, plain: Any) -> None:
     core = drafting.llm_engine
-    kept: dict[str, Any] = {}
     for i, text in enumerate(PROMPTS):
         core.add_request(f"{i}", text, greedy())
-    aborted = [f"{i}" for i in range(0, len(PROMPTS), 3)]
-    for step in itertools.count():
-        if not core.has_unfinished_requests():
-            break
-        if step % 4 == 3 and aborted:
-            core.abort_request([aborted.pop()])
+    to_abort = set(range(0, len(PROMPTS), 3))
+    given: dict[int, list[int]] = {}
+    ended: dict[int, list[int]] = {}
+    while core.has_unfinished_requests():
         for out in core.step():
-            if out.finished:
-                kept[out.request_id.split("-")[0]] = out
-    done = [out for out in kept.values() if out.outputs[0].finish_reason != "abort"]
-    assert len(done) >= len(PROMPTS) * 2 // 3
-    for name, out in kept.items():
-        if out.outputs[0].finish_reason != "abort":
-            assert_same(list(out.outputs[0].token_ids), plain["chat"][int(name)])
+            name, reply = int(out.request_id.split("-")[0]), out.outputs[0]
+            tokens = list(reply.token_ids)
+            if out.finished and reply.finish_reason != "abort":
+                ended[name] = tokens
+            elif name in to_abort and len(tokens) > 3 + name // 3:
+                to_abort.remove(name)
+                given[name] = tokens
+                core.abort_request([f"{name}"])
+    assert len(given) >= 6
+    assert not {*given} & {*ended}
+    assert len(given) + len(ended) == len(PROMPTS)
+    for name, tokens in given.items():
+        wanted = plain["chat"][name]
+        assert_same(tokens, SimpleNamespace(token_ids=wanted.token_ids[: len(tokens)], logprobs=wanted.logprobs))
+    for name, tokens in ended.items():
+        assert_same(tokens, plain["chat"][name])
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["the engine's dice", "a seed a request"])

@@ -24,7 +24,7 @@ from small_index import create
 from freedraft.integrations.vllm.gpu import install
 
 OURS = ("freedraft.integrations.vllm.gpu.speculator", "freedraft.retrieval.cuda.on_gpu", "numba.cuda")
-SLOTS, WIDTH, K = 5, 48, 4
+SLOTS, WIDTH, K, VOCABULARY = 5, 48, 4, 1000
 
 
 class Own:
@@ -34,14 +34,14 @@ class Own:
         self.made_with = (vllm_config, device, req_states)
 
 
-def config_of(speculative, additional):
+def config_of(speculative, additional, ranks=1):
     """A stand-in for VllmConfig: what a speculator reads of it."""
     return SimpleNamespace(
         speculative_config=speculative,
         additional_config=additional,
-        parallel_config=SimpleNamespace(tensor_parallel_size=1),
+        parallel_config=SimpleNamespace(tensor_parallel_size=ranks),
         scheduler_config=SimpleNamespace(max_num_seqs=SLOTS),
-        model_config=SimpleNamespace(max_model_len=WIDTH),
+        model_config=SimpleNamespace(max_model_len=WIDTH, get_vocab_size=lambda: VOCABULARY),
     )
 
 
@@ -117,9 +117,9 @@ else:
         from vllm.v1.worker.gpu.spec_decode.ngram import speculator
         from vllm.v1.worker.gpu.states import RequestState
 
-        def make(additional, req_states, **options):
-            speculative = SpeculativeConfig(method="ngram_gpu", num_speculative_tokens=K, **options)
-            return init_speculator(config_of(speculative, additional), torch.device("cpu"), req_states)
+        def make(additional, req_states, ranks=1):
+            speculative = SpeculativeConfig(method="ngram_gpu", num_speculative_tokens=K)
+            return init_speculator(config_of(speculative, additional, ranks), torch.device("cpu"), req_states)
 
         found = SimpleNamespace(
             make=make,
@@ -140,7 +140,9 @@ else:
         """The real RequestState, on vLLM's fall-back for machines without pinned memory."""
         monkeypatch.setattr(vllm_classes.buffer_utils, "is_uva_available", lambda: False)
         monkeypatch.setattr(vllm_classes.buffer_utils.StagedWriteTensor, "apply_write", apply_write_stand_in)
-        return vllm_classes.RequestState(SLOTS, WIDTH, 64, K, 1000, torch.device("cpu"), use_dense_all_token_ids=True)
+        return vllm_classes.RequestState(
+            SLOTS, WIDTH, 64, K, VOCABULARY, torch.device("cpu"), use_dense_all_token_ids=True
+        )
 
     def apply_write_stand_in(self):
         """Stands in for vLLM's Triton kernel: copies each staged piece to its place."""
@@ -297,7 +299,7 @@ else:
             assert runner.propose(["a"]).tolist() == runner.propose(["a"]).tolist() == [[7] * K]
         assert runner.speculator.errors == 2
         assert len(caplog.messages) == 1
-        monkeypatch.setattr(runner.speculator, "_alone", False)
+        monkeypatch.setattr(runner.speculator, "_has_peers", True)
         with pytest.raises(RuntimeError, match="broken on purpose"):
             runner.propose(["a"])
 
@@ -421,6 +423,14 @@ else:
         with pytest.raises(CapacityError, match="gpu_memory_utilization"):
             vllm_classes.make({"freedraft": {"gpu": {"index": folder}}}, states)
 
+    def test_simulated_an_index_of_tokens_that_the_model_does_not_have_ends_the_start(vllm_classes, states, tmp_path):
+        from freedraft.retrieval.index.errors import DamagedError
+
+        made = [create(tmp_path / f"{last}", [[1, 2, last]]) for last in (VOCABULARY - 1, VOCABULARY)]
+        vllm_classes.make({"freedraft": {"gpu": {"index": made[0]}}}, states)
+        with pytest.raises(DamagedError, match=r"token id 1000 is not one of 0\.\.999"):
+            vllm_classes.make({"freedraft": {"gpu": {"index": made}}}, states)
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
@@ -444,9 +454,11 @@ else:
 
     def test_simulated_it_steps_aside_when_the_tokens_are_elsewhere(vllm_classes, states, caplog):
         states.all_token_ids.gpu = states.all_token_ids.gpu.long()
-        with caplog.at_level(logging.WARNING, "freedraft"), pytest.raises(RuntimeError, match="requires Triton"):
-            vllm_classes.make({"freedraft": {}}, states)
-        assert "req_states.all_token_ids.gpu is ('torch.int64', 2, True)" in caplog.text
+        for ranks in (1, 2):
+            caplog.clear()
+            with caplog.at_level(logging.WARNING, "freedraft"), pytest.raises(RuntimeError, match="requires Triton"):
+                vllm_classes.make({"freedraft": {}}, states, ranks)
+            assert "req_states.all_token_ids.gpu is ('torch.int64', 2, True)" in caplog.text
 
     def test_simulated_it_steps_aside_when_it_cannot_be_made(vllm_classes, states, monkeypatch, caplog):
         from freedraft.integrations.vllm.gpu import speculator
@@ -459,3 +471,5 @@ else:
             vllm_classes.make({"freedraft": {}}, states)
         assert "MemoryError: no room for the workspace" in caplog.text
         assert "leaving vLLM's own" in caplog.text
+        with pytest.raises(MemoryError, match="no room for the workspace"):
+            vllm_classes.make({"freedraft": {}}, states, ranks=2)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 import sys
 import threading
-from pathlib import Path
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from drafters import Scripted, copying
+from drafters import Scripted
 from vllm_stand_in import OUTSIDE, Batch, vllm_config, with_drafter
 
-from freedraft.integrations.vllm import Proposer, metrics, plugin, proposer
+from freedraft.integrations.vllm import Proposer, proposer
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics, describe, source_name
 from freedraft.plugins.base import Source
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE
@@ -42,6 +40,41 @@ def test_a_drafter_that_wants_what_this_vllm_does_not_tell_is_refused(monkeypatc
 def test_models_with_recurrent_layers_are_refused_with_the_issue(attribute: str) -> None:
     with pytest.raises(UnsupportedError, match="39273"):
         Proposer(vllm_config(**{attribute: True}))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"distributed_executor_backend": "external_launcher", "tensor_parallel_size": 2}, "different batches"),
+        ({"pipeline_parallel_size": 2}, "batches in turns"),
+    ],
+    ids=["ranks that schedule by themselves", "pipeline"],
+)
+def test_parallelism_under_which_drafts_diverge_or_get_lost_is_refused(sizes: dict[str, Any], reason: str) -> None:
+    from vllm.config import ParallelConfig
+
+    assert {*sizes} <= {field.name for field in fields(ParallelConfig)}
+    with pytest.raises(UnsupportedError, match=reason):
+        Proposer(vllm_config_of(sizes))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"distributed_executor_backend": "mp", "tensor_parallel_size": 2},
+        {"distributed_executor_backend": "external_launcher"},
+    ],
+    ids=["ranks with one scheduler", "one rank"],
+)
+def test_other_parallelism_is_not_refused(monkeypatch: pytest.MonkeyPatch, sizes: dict[str, Any]) -> None:
+    monkeypatch.setattr(proposer, "drafter_from_config", lambda config, rehearsing=False: Scripted())
+    assert Batch([1]).commit(Proposer(vllm_config_of(sizes)), [2]) == [[]]
+
+
+def vllm_config_of(sizes: dict[str, Any]) -> Any:
+    config = vllm_config()
+    vars(config.parallel_config).update(sizes)
+    return config
 
 
 def test_other_tensor_parallel_ranks_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,60 +137,7 @@ def test_bad_options_are_refused_with_the_path_to_them(options: Any, message: st
         Proposer(vllm_config(options))
 
 
-# Kernels
-
-
-COMPILED_LATE = """
-import sys
-from unittest import mock
-
-import numba
-from numba.core.dispatcher import Dispatcher
-from vllm_stand_in import Batch, vllm_config
-
-from freedraft.integrations.vllm import tap
-from freedraft.integrations.vllm.proposer import Proposer
-
-def signatures():
-    modules = [module for name, module in sys.modules.items() if name.startswith("freedraft.")]
-    found = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
-    return {f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}": len(kernel.signatures) for kernel in found}
-
-options = {options}
-with mock.patch.object(tap, "LogitsTap", tap.MadeUpRankings), mock.patch("{proposer}.LogitsTap", tap.MadeUpRankings):
-    asked = Proposer(vllm_config(options))
-ready = signatures()
-batch = Batch([1, 2, 3, 4, 1, 2], [5, 5, 5], [7])
-for step in range(30):
-    batch.commit(asked, [3 + step % 4], [5, 5] if step % 7 == 0 else [5], [] if step < 3 else [step % 4])
-batch.texts[0] += [9, 9, 8]
-batch.commit(asked, [5], [6], [7])
-batch.texts = batch.texts[:1]
-for _ in range(12):
-    batch.commit(asked, [1])
-assert asked.statistics.errors == 0
-print(sorted(name for name, count in signatures().items() if count != ready.get(name, 0)))
-"""
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"pacing": "off"},
-        {"drafter": "suffix_automaton"},
-        {"drafter": "prompt_lookup", "pacing": "on"},
-        {"recycling": True},
-        {"drafters": {"jacobi": {}, "lookahead": {}}},
-        {"drafter": "token_recycling"},
-    ],
-    ids=str,
-)
-def test_kernels_are_compiled_before_the_first_request(options: Any) -> None:
-    """In a process of its own: in this one, other tests have compiled them."""
-    code = COMPILED_LATE.replace("{options}", repr(options)).replace("{proposer}", proposer.__name__)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent)
-    assert ran.stdout.strip() == "[]", ran.stdout + ran.stderr
+# Rehearsal
 
 
 def test_a_batch_of_one_short_row_is_rehearsed_for_too(
@@ -253,130 +233,3 @@ def test_the_line_is_written_at_the_interval_while_something_happens(caplog: pyt
 def test_sources_have_names() -> None:
     assert source_name(int(Source.OWN_TEXT)) == "own_text"
     assert source_name(200) == "200"
-
-
-# Metrics
-
-
-def scraped(registry: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for metric in registry.collect()
-        for sample in metric.samples
-    }
-
-
-def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
-    collector = metrics.Collector()
-    assert list(collector.collect()) == []
-    labels = (("engine", "0"), ("model_name", "smol"))
-    asked = with_drafter(monkeypatch, copying(ngram=1))
-    other = with_drafter(monkeypatch, copying(ngram=1))
-    assert scraped(collector)["freedraft:steps_total", labels] == 0
-    Batch([1, 2, 1]).commit(asked, [2])
-    Batch([1, 2, 1], [5]).commit(other, [2], [6])
-    seen = scraped(collector)
-    assert seen["freedraft:steps_total", labels] == 2
-    assert seen["freedraft:sequence_steps_total", labels] == 3
-    assert seen["freedraft:tokens_total", labels] == 3
-    assert seen["freedraft:sequences", labels] == 3
-    assert seen["freedraft:errors_total", labels] == 0
-    assert seen["freedraft:draft_tokens_total", (*labels, ("source", "other"))] == 4
-    assert seen["freedraft:draft_seconds_total", labels] > 0
-
-
-def test_a_damaged_file_costs_our_metrics_and_not_vllms(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    from prometheus_client import CollectorRegistry, Counter, generate_latest
-
-    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
-    (tmp_path / "counter_1-freedraft0.db").write_bytes(b"")
-    registry = CollectorRegistry()
-    Counter("vllms_own", "Something.", registry=registry).inc()
-    registry.register(metrics.Collector())
-    with caplog.at_level(logging.WARNING, "freedraft"):
-        for _ in range(2):
-            assert "vllms_own_total 1.0" in generate_latest(registry).decode()
-    assert len(caplog.records) == 1
-
-
-def test_with_several_api_servers_vllms_own_folder_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from prometheus_client import CollectorRegistry, multiprocess
-
-    monkeypatch.setenv(metrics.VLLM_FOLDER, str(tmp_path))
-    Batch([1, 2, 1]).commit(with_drafter(monkeypatch, copying()), [2])
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    assert scraped(registry)["freedraft:steps_total", (("engine", "0"), ("model_name", "smol"))] == 1
-
-
-def test_a_folder_that_can_not_be_written_costs_the_metrics_only(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "file"))
-    with caplog.at_level(logging.WARNING, "freedraft"):
-        asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [9]))
-    assert "can't write" in caplog.text
-    assert Batch([1]).commit(asked, [2]) == [[9]]
-
-
-def test_the_plug_in_registers_once_and_never_raises(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import prometheus_client
-
-    registry = prometheus_client.CollectorRegistry()
-    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
-    plugin.register()
-    plugin.register()
-    assert len(list(registry._collector_to_names)) == 1
-    monkeypatch.delenv(metrics.OWN_FOLDER)
-    monkeypatch.setattr(prometheus_client, "REGISTRY", None)
-    with caplog.at_level(logging.WARNING, "freedraft"):
-        plugin.register()
-    assert "no metrics on /metrics" in caplog.text
-
-
-def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
-    import multiprocessing
-
-    import prometheus_client
-
-    registry = prometheus_client.CollectorRegistry()
-    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
-    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
-    with monkeypatch.context() as worker:
-        worker.setattr(multiprocessing, "parent_process", lambda: "the server")
-        metrics.serve()
-        assert os.environ[metrics.OWN_FOLDER] == str(tmp_path)
-        assert not registry._collector_to_names
-    metrics.serve()
-    assert os.environ[metrics.OWN_FOLDER] != str(tmp_path)
-    assert len(registry._collector_to_names) == 1
-
-
-def test_sampling_on_a_cpu_is_mended() -> None:
-    """`integrations.vllm.workarounds` says what vLLM (0.32) gets wrong there."""
-    import torch
-    from vllm.v1.sample import rejection_sampler
-
-    Proposer(vllm_config())
-    Proposer(vllm_config())
-    k = torch.tensor([2], dtype=torch.int32)
-    assert rejection_sampler.apply_top_k_top_p(torch.empty(0, 9), k[:0], None).shape == (0, 9)
-    filtered = rejection_sampler.apply_top_k_top_p(torch.arange(9.0)[None], k, None)
-    assert filtered.isfinite().sum() == 2
-    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
-    expand = rejection_sampler.expand_batch_to_tokens
-    for values in (torch.tensor([0.5, 0.0, -1.0]), torch.tensor([3, 0, 7], dtype=torch.int32)):
-        expected = values[[0, 0, 2, 2, 2]]
-        assert expand(values, ends, 5).equal(expected)
-        assert expand(values, ends, 5, replace_from=values[2].item(), replace_to=1).equal(
-            torch.where(expected == values[2], torch.ones_like(expected), expected)
-        )
-        assert expand(values[:0], ends[:0], 0).shape == (0,)

@@ -24,7 +24,12 @@ def vllm_config(freedraft: Any = None, **model: Any) -> Any:
         ),
         speculative_config=SimpleNamespace(num_speculative_tokens=LONGEST),
         scheduler_config=SimpleNamespace(max_num_seqs=ROWS),
-        parallel_config=SimpleNamespace(data_parallel_index=0),
+        parallel_config=SimpleNamespace(
+            data_parallel_index=0,
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+            distributed_executor_backend="uni",
+        ),
         additional_config={} if freedraft is None else {"freedraft": freedraft},
     )
 
@@ -44,13 +49,13 @@ class Batch:
         self.tokens = np.full((ROWS, WIDTH), 999, np.int32)
         self.length = np.full(ROWS, WIDTH, np.int32)
 
-    def commit(self, to: Proposer, *new: list[int]) -> list[list[int]]:
+    def commit(self, to: Proposer, *new: list[int], slot_mappings: Any = None) -> list[list[int]]:
         for i, tokens in enumerate(new):
             self.texts[i] += tokens
             self.length[i] = len(self.texts[i])
             self.tokens[i, : self.length[i]] = self.texts[i]
         before = self.tokens.copy()
-        drafts = to.propose(list(new), self.length, self.tokens, slot_mappings=None)
+        drafts = to.propose(list(new), self.length, self.tokens, slot_mappings=slot_mappings)
         np.testing.assert_array_equal(self.tokens, before)
         assert type(drafts) is list
         assert len(drafts) == len(new)

@@ -11,7 +11,8 @@ import numpy as np
 from freedraft.integrations.replay.costs import Cost
 from freedraft.integrations.replay.recorded import Request
 from freedraft.plugins.base import Drafter, Drafts, Feedback, Source
-from freedraft.plugins.pacing import CALIBRATION_BUCKETS, Pacer, StepTime, judge_chains
+from freedraft.plugins.pacing import CALIBRATION_BUCKETS, Pacer, judge_chains
+from freedraft.plugins.step_time import StepTime
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.errors import UnsupportedError
 from freedraft.retrieval.ragged import Float64, Int32, Int64, ragged

@@ -70,7 +70,7 @@ class BatchDrafting:
         self._width = width
         self._vocabulary = vocabulary
         self._settings = settings
-        self._pacer = pacer
+        self.pacer = pacer
         self._tap = tap
         self._pacing: StepPacing | None = None
         self._own_errors = 0
@@ -93,23 +93,28 @@ class BatchDrafting:
         self._slots = np.full(sequences, -1, np.int64)
         self._held = np.zeros(sequences, np.int64)
         self._ready = np.zeros(sequences, np.bool_)
+        self._lost = np.zeros(sequences, np.bool_)
+        self._grew = np.zeros(sequences, np.int64)
         self._ending: deque[tuple[int, int]] = deque()
         self._last = LastDrafts(sequences, self._longest, self.statistics)
-        if self._pacer is not None:
-            self._pacing = StepPacing(self._pacer)
+        if self.pacer is not None:
+            self._pacing = StepPacing(self.pacer, self._longest)
 
     @property
     def pacing(self) -> dict[str, Any] | None:
         """What the pacer reports; None where there is none."""
-        return None if self._pacer is None else self._pacer.report()
+        return None if self.pacer is None else self.pacer.report()
 
-    def propose(self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32) -> list[list[int]]:
+    def propose(
+        self, sampled: Sequence[Sequence[int]], length: Int32, tokens: Int32, most: int | None = None
+    ) -> list[list[int]]:
         """Draft for each row.
 
         Args:
             sampled: each row's new tokens; none means that the row gets no draft.
             length: int32 `(rows or more,)`, tokens of each row, the new ones included.
             tokens: int32 `(rows or more, width)`, the rows.
+            most: no more tokens than this were in the step's forward pass; None where that is not known.
 
         Returns:
             A list a row, of 0 to `longest` tokens.
@@ -129,7 +134,7 @@ class BatchDrafting:
         drafts: list[list[int]] = [[] for _ in range(rows)]
         if counts.steps >= self._idle_until:
             try:
-                self._propose(new, length, tokens, drafts)
+                self._propose(new, length, tokens, most, drafts)
             except Exception:
                 self._begin_anew()
                 drafts = [[] for _ in range(rows)]
@@ -140,34 +145,41 @@ class BatchDrafting:
     def _errors(self) -> int:
         return self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
 
-    def _propose(self, new: Int64, length: Int32, tokens: Int32, answer: list[list[int]]) -> None:
+    def _propose(self, new: Int64, length: Int32, tokens: Int32, most: int | None, answer: list[list[int]]) -> None:
         self._reopen_when_due()
         step = self._tracker.step(length, new, tokens)
         errors = self.guard.errors
         self._open_and_close(step)
-        steady, continued = _how_rows_grew(step.sequences, step.previous, length, new)
+        steady, continued = _how_rows_grew(
+            step.sequences, step.previous, length, new, self._grew, self.statistics.steps
+        )
         if len(continued):
             # The user's next message; of a row that is alone, also what came in calls that vLLM left out.
             self.guard.end_reply(self._slots[continued])
         verified = self._last.settle(step.sequences, step.previous, length, new)
         decoding = int(np.count_nonzero(new))
         if self._pacing is not None:
-            self._pacing.stepped(decoding, steady, verified)
+            self._pacing.stepped(decoding, steady, verified, most)
         self._observe(step, length, new, verified)
         if len(step.growing):
             self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
             self._held[step.growing] += np.diff(step.offsets)
         self.statistics.taken += len(step.tokens)
 
-        drafting, sequences, room = _who_drafts(step.sequences, step.ready, new, length, self._width, self._longest)
+        uniform = self._pacing is not None and self._pacing.uniform
+        drafting, sequences, room = _who_drafts(
+            step.sequences, step.ready, new, length, self._width, self._longest, uniform
+        )
         self._ready[:] = False
         self._ready[step.sequences[step.ready]] = True
         drafts = self._draft(sequences, room, decoding)
         flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
         for j, row in enumerate(drafting.tolist()):
             answer[row] = flat[ends[j] : ends[j + 1]]
-        if self.guard.errors != errors and self.guard.retired(self._slots[step.sequences[step.sequences >= 0]]).any():
-            self._pause()
+        if self._pacing is not None and self._pacing.filled:
+            _fill(answer, new, length, tokens, self._longest)
+        if self.guard.errors != errors:
+            self._pause_if_lost(step.sequences[step.sequences >= 0])
 
     def _draft(self, sequences: Int64, room: Int32, decoding: int) -> Drafts:
         """Chains for these sequences, in a batch of `decoding` rows, and note them."""
@@ -179,10 +191,12 @@ class BatchDrafting:
             asked = self.guard.draft(self._slots[sequences], room, self._vocabulary)
             drafts, nodes = likeliest_chains(asked)
             chains = drafts
-            if self._pacing is not None:
-                drafts = self._pacing.cut(chains, decoding)
+        filled = 0
+        if self._pacing is not None:
+            drafts = self._pacing.cut(chains, decoding)
+            filled = self._longest if self._pacing.filled else 0
         self.statistics.withheld += len(chains.tokens) - len(drafts.tokens)
-        self._last.note(sequences, drafts, asked.offsets, nodes, chains.offsets)
+        self._last.note(sequences, drafts, asked.offsets, nodes, chains.offsets, filled)
         return drafts
 
     def _open_and_close(self, step: Step) -> None:
@@ -196,6 +210,7 @@ class BatchDrafting:
             self._held[step.closed] = 0
         if len(step.opened):
             self._slots[step.opened] = self.guard.open(NO_TOKENS, np.zeros(len(step.opened) + 1, np.int64))
+            self._lost[step.opened] = False
             self.statistics.opened += len(step.opened)
         closing: list[int] = []
         room = self._settings.step_tokens
@@ -220,6 +235,13 @@ class BatchDrafting:
         elif self.guard.feedback and len(verified.sequences):
             offsets = verified.offsets + np.arange(len(verified.offsets))
             self.guard.observe(self._slots[verified.sequences], Feedback(verified.accepted, offsets))
+
+    def _pause_if_lost(self, sequences: Int64) -> None:
+        """Pause where this step cost any of these their state; for those lost before there is a pause already."""
+        lost = self.guard.retired(self._slots[sequences])
+        if (lost & ~self._lost[sequences]).any():
+            self._pause()
+        self._lost[sequences] = lost
 
     def _pause(self) -> None:
         now = self.statistics.steps
@@ -256,38 +278,61 @@ class BatchDrafting:
             self._idle_until = NEVER
 
 
-@kernel
-def _how_rows_grew(sequences: Int64, previous: Int64, length: Int32, new: Int64) -> tuple[bool, Int64]:
-    """Whether all rows grew by their new tokens, and by some; and the sequences that grew by others too, int64.
+def _fill(answer: list[list[int]], new: Int64, length: Int32, tokens: Int32, longest: int) -> None:
+    """Bring the drafts of all rows that got tokens to one length with the row's last token."""
+    for row in np.flatnonzero(new).tolist():
+        answer[row] += [int(tokens[row, length[row] - 1])] * (longest - len(answer[row]))
 
-    Where all of several did, vLLM has left calls out: near `max_model_len` it asks for no row at all. Then they are the
-    target's own tokens, and none of these sequences is told.
+
+@kernel
+def _how_rows_grew(
+    sequences: Int64, previous: Int64, length: Int32, new: Int64, grew: Int64, call: int
+) -> tuple[bool, Int64]:
+    """Whether the step decoded and did nothing else; and the sequences that grew by other than new tokens, int64.
+
+    A row decodes if it got tokens in this call and in the last: the last of a prompt's chunks, and a preempted row's
+    return, bring a token as well. Where all of several that decode grew by others too, vLLM has left calls out: near
+    `max_model_len` it asks for no row at all. Then they are the target's own tokens, and no sequence is told.
+
+    Args:
+        sequences: int64 `(rows,)`, -1 = none.
+        previous: int64 `(rows,)`, each row's length when it was last seen, 0 = it is new.
+        length: int32 `(rows or more,)`, its length now.
+        new: int64 `(rows,)`, tokens of the last step.
+        grew: int64, by sequence, the last call in which it got tokens; brought up to this one.
+        call: number of this call, 1 or more.
     """
     rows = len(sequences)
     continued = np.empty(rows, np.int64)
     count = 0
     decoding = 0
+    jumped = 0
     steady = True
     for i in range(rows):
         known = sequences[i] >= 0 and previous[i] > 0
         as_told = previous[i] + new[i] == length[i]
-        steady &= known and as_told and new[i] > 0
-        decoding += known and new[i] > 0
+        decodes = known and new[i] > 0 and grew[sequences[i]] == call - 1
+        steady &= decodes and as_told
+        decoding += decodes
+        jumped += decodes and not as_told
         if known and not as_told:
             continued[count] = sequences[i]
             count += 1
-    if count > 1 and count == decoding:
+        if sequences[i] >= 0 and new[i] > 0:
+            grew[sequences[i]] = call
+    if jumped > 1 and jumped == decoding:
         count = 0
     return steady, continued[:count]
 
 
 @kernel
 def _who_drafts(
-    sequences: Int64, ready: NDArray[np.bool_], new: Int64, length: Int32, width: int, longest: int
+    sequences: Int64, ready: NDArray[np.bool_], new: Int64, length: Int32, width: int, longest: int, uniform: bool
 ) -> tuple[Int64, Int64, Int32]:
     """The rows that get a draft, their sequences, and how long it may be: int64, int64 and int32 `(n,)`.
 
-    A draft of n tokens is followed by a token of the target's own, so one place must stay free.
+    A draft of n tokens is followed by a token of the target's own, so one place must stay free. `uniform` = none gets a
+    draft unless all that got tokens have room for the longest.
     """
     rows = sequences.shape[0]
     drafting = np.empty(rows, np.int64)
@@ -295,6 +340,9 @@ def _who_drafts(
     count = 0
     for i in range(rows):
         most = min(width - 1 - length[i], longest)
+        if uniform and new[i] > 0 and most < longest:
+            count = 0
+            break
         if ready[i] and new[i] > 0 and most > 0:
             drafting[count] = i
             room[count] = most

@@ -72,11 +72,11 @@ def _feedback(
         shown = positions[i + 1] - positions[i]
         if sequence < 0 or not ready[sequence] or new[i] == 0 or previous[i] + new[i] != length[i] or new[i] > shown:
             continue
-        if previous[i] == 0 or shown - 1 > notes.given[sequence]:
+        if previous[i] == 0 or shown - 1 > notes.given[sequence] + notes.filled[sequence]:
             continue
         who[count] = sequence
         at_row[count] = i
-        accepted[count] = new[i] - 1
+        accepted[count] = min(new[i] - 1, notes.given[sequence])
         # Of a draft of which nothing was verified only the first entry is told.
         offsets[count + 1] = offsets[count] + 1 + (notes.asked[sequence] if shown > 1 else 0)
         count += 1
@@ -84,6 +84,7 @@ def _feedback(
     for j in range(count):
         first = positions[at_row[j]]
         told[offsets[j]] = ranked[first]
-        for k in range(positions[at_row[j] + 1] - first - 1):
+        shown = min(positions[at_row[j] + 1] - first - 1, notes.given[who[j]])
+        for k in range(shown):
             told[offsets[j] + 1 + notes.node[who[j], k]] = ranked[first + 1 + k]
     return who[:count], accepted[:count], offsets[: count + 1], told

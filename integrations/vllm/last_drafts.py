@@ -17,13 +17,15 @@ class Notes(NamedTuple):
 
     Attributes:
         given: int64, tokens that the runtime was given to verify.
-        asked: int64, nodes that the drafter had drafted, of which these are some.
+        filled: int64, tokens besides that it was given to fill the draft up; they are no draft.
+        asked: int64, nodes that the drafter had drafted, of which those given are some.
         source: uint8, of each token given.
         probability: float32, of each token given.
         node: int32, which node of the draft it was.
     """
 
     given: Int64
+    filled: Int64
     asked: Int64
     source: UInt8
     probability: Float32
@@ -60,12 +62,13 @@ class LastDrafts:
         self.notes = Notes(
             np.zeros(sequences, np.int64),
             np.zeros(sequences, np.int64),
+            np.zeros(sequences, np.int64),
             np.zeros((sequences, longest), np.uint8),
             np.zeros((sequences, longest), np.float32),
             np.zeros((sequences, longest), np.int32),
         )
 
-    def note(self, sequences: Int64, given: Drafts, asked: Int64, nodes: Int32, chains: Int64) -> None:
+    def note(self, sequences: Int64, given: Drafts, asked: Int64, nodes: Int32, chains: Int64, length: int = 0) -> None:
         """Remember a draft for each of `sequences`, and none for any other.
 
         Args:
@@ -74,9 +77,10 @@ class LastDrafts:
             asked: int64 `(n + 1,)`, offsets of what was drafted.
             nodes: int32, for each token of the chains before they were cut, the node that it was in its row.
             chains: int64 `(n + 1,)`, offsets of these.
+            length: shorter drafts are filled up to so many tokens.
         """
         _note(
-            self.notes, sequences, given.source, given.probability, given.offsets, asked, nodes, chains,
+            self.notes, sequences, given.source, given.probability, given.offsets, asked, nodes, chains, length,
             self._statistics.drafted,
         )  # fmt: skip
 
@@ -132,13 +136,16 @@ def _note(
     asked: Int64,
     nodes: Int32,
     chains: Int64,
+    length: int,
     drafted_of: Int64,
 ) -> None:
     notes.given[:] = 0
+    notes.filled[:] = 0
     notes.asked[:] = 0
     for i in range(len(sequences)):
         sequence = sequences[i]
         notes.given[sequence] = given[i + 1] - given[i]
+        notes.filled[sequence] = max(0, length - notes.given[sequence])
         notes.asked[sequence] = asked[i + 1] - asked[i]
         for j in range(given[i + 1] - given[i]):
             notes.source[sequence, j] = source[given[i] + j]

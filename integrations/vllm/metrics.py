@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from freedraft.integrations.vllm.statistics import Statistics, source_name
+from freedraft.plugins.pacing import Pacer
 
 OWN_FOLDER = "FREEDRAFT_METRICS_DIR"
 VLLM_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -37,10 +38,16 @@ COUNTERS = {
     "draft_tokens": "Tokens given to vLLM to verify, by source; it drops those of a request that has just ended.",
     "withheld_tokens": "Tokens drafted and not verified, for it would not have paid.",
     "accepted_tokens": "Drafted tokens that were accepted, by source.",
+    "paced_steps": "Engine steps that had a draft: verified or plain, as pacing thought best, or explored: the other.",
     "draft_seconds": "Seconds spent in drafting.",
     "errors": "Failures in drafting; each cost some drafts, none an answer.",
 }
-SEQUENCES = "Sequences in the last engine step."
+GAUGES = {
+    "sequences": "Sequences in the last engine step.",
+    "pacing_gain": "Tokens a second of the latest steps, as a multiple of plain decoding's, as pacing expects.",
+}
+
+Labels = tuple[tuple[str, str], ...]
 
 _serial = itertools.count()
 # The folder that this process serves.
@@ -75,15 +82,16 @@ class MetricsFile:
         self._gauges = library.MmapedDict(str(path / f"gauge_livesum_{name}.db"))
         self._labels = dict(labels)
         self._key = library.mmap_key
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, Labels], str] = {}
+        self._gauged: set[str] = set()
 
     def end(self) -> None:
         """Take the gauges back; what was counted stays."""
-        gauge = "freedraft:sequences"
-        self._gauges.write_value(self._named(gauge, gauge, SEQUENCES, ""), 0, 0.0)
+        for name in sorted(self._gauged):
+            self._gauge(name, 0)
 
-    def write(self, now: Statistics) -> None:
-        """Write the totals; costs about a microsecond each."""
+    def write(self, now: Statistics, pacer: Pacer | None = None) -> None:
+        """Write the totals, and where drafts are paced what came of that; costs about a microsecond each."""
         self._count("steps", now.steps)
         self._count("sequence_steps", now.sequence_steps)
         self._count("tokens", now.tokens)
@@ -94,20 +102,28 @@ class MetricsFile:
         self._count("errors", now.errors)
         for source in now.drafted.nonzero()[0].tolist():
             name = source_name(source)
-            self._count("draft_tokens", int(now.drafted[source]), name)
-            self._count("accepted_tokens", int(now.accepted[source]), name)
-        gauge = "freedraft:sequences"
-        self._gauges.write_value(self._named(gauge, gauge, SEQUENCES, ""), now.sequences, 0.0)
+            self._count("draft_tokens", int(now.drafted[source]), ("source", name))
+            self._count("accepted_tokens", int(now.accepted[source]), ("source", name))
+        self._gauge("sequences", now.sequences)
+        if pacer is not None:
+            for decision, steps in pacer.decisions.items():
+                self._count("paced_steps", steps, ("decision", decision))
+            self._gauge("pacing_gain", pacer.gain)
 
-    def _count(self, name: str, value: float, source: str = "") -> None:
+    def _count(self, name: str, value: float, *labels: tuple[str, str]) -> None:
         metric = f"freedraft:{name}"
-        self._counters.write_value(self._named(metric, f"{metric}_total", COUNTERS[name], source), value, 0.0)
+        self._counters.write_value(self._named(metric, f"{metric}_total", COUNTERS[name], labels), value, 0.0)
 
-    def _named(self, metric: str, sample: str, text: str, source: str) -> str:
-        key = self._keys.get((sample, source))
+    def _gauge(self, name: str, value: float) -> None:
+        metric = f"freedraft:{name}"
+        self._gauged.add(name)
+        self._gauges.write_value(self._named(metric, metric, GAUGES[name], ()), value, 0.0)
+
+    def _named(self, metric: str, sample: str, text: str, labels: Labels) -> str:
+        key = self._keys.get((sample, labels))
         if key is None:
-            labels = {**self._labels, **({"source": source} if source else {})}
-            key = self._keys[sample, source] = self._key(metric, sample, [*labels], [*labels.values()], text)
+            every = {**self._labels, **dict(labels)}
+            key = self._keys[sample, labels] = self._key(metric, sample, [*every], [*every.values()], text)
         return key
 
 

@@ -21,7 +21,7 @@ from freedraft.integrations.vllm.tap import LogitsTap, MadeUpRankings, RankingSo
 from freedraft.integrations.vllm.workarounds import mend_sampling_on_cpu
 from freedraft.plugins.base import Drafter
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
-from freedraft.plugins.pacing import pacer_for
+from freedraft.plugins.pacing import Pacer, pacer_for
 from freedraft.plugins.registry import drafter_from_config
 from freedraft.retrieval.errors import ConfigError, UnsupportedError
 from freedraft.retrieval.ragged import Int32
@@ -46,16 +46,19 @@ class Proposer:
 
         Raises:
             ConfigError: an unknown drafter or setting, or a bad value.
-            UnsupportedError: the model can't be decoded speculatively, or vLLM can't tell the drafter what it asks for.
+            UnsupportedError: the model can't be decoded speculatively, or not with this parallelism, or vLLM can't tell
+                the drafter what it asks for.
         """
         log_like_vllm()
         _refuse_recurrent(vllm_config.model_config)
+        _refuse_parallel(vllm_config.parallel_config)
         mend_sampling_on_cpu()
         self._longest = int(vllm_config.speculative_config.num_speculative_tokens)
         self._idle = _tensor_parallel_rank() != 0
         self.statistics = Statistics()
         self._drafting: BatchDrafting | None = None
         self._metrics: MetricsFile | None = None
+        self._pacer: Pacer | None = None
         config = configuration(vllm_config.additional_config)
         self.settings = validate_settings(VllmSettings, config.sections.get("vllm", {}), "vllm")
         if self._idle:
@@ -63,12 +66,13 @@ class Proposer:
             return
         self._drafting = self._make(config, vllm_config, self.settings, rehearsing=False)
         self.statistics = self._drafting.statistics
+        self._pacer = self._drafting.pacer
         self._metrics = _open_metrics(vllm_config)
         if self._metrics is not None:
             weakref.finalize(self, self._metrics.end)
             # At zero, so that the first increase is seen as one.
             self._write_metrics(self._metrics)
-        log = PeriodicLog(self.statistics, self.settings.log_interval)
+        log = PeriodicLog(self.statistics, self.settings.log_interval, self._pacer)
         weakref.finalize(self, log.end)
 
     @property
@@ -93,7 +97,7 @@ class Proposer:
             sampled_token_ids: each row's new tokens; none in a row that is still in its prompt.
             num_tokens_no_spec: int32 `(max_num_seqs,)`, the length of each row, the new tokens included.
             token_ids_cpu: int32 `(max_num_seqs, max_model_len)`, the rows; only read.
-            slot_mappings: ignored.
+            slot_mappings: of each layer, an entry a token of the step's forward pass or more; only counted.
 
         Returns:
             A list a row, of 0 to `num_speculative_tokens` token ids.
@@ -101,7 +105,8 @@ class Proposer:
         if self._drafting is None:
             return [[] for _ in sampled_token_ids]
         started = perf_counter()
-        drafts = self._drafting.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+        most = _entries(slot_mappings)
+        drafts = self._drafting.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, most)
         self.statistics.seconds += perf_counter() - started
         if self._metrics is not None:
             self._write_metrics(self._metrics)
@@ -109,7 +114,7 @@ class Proposer:
 
     def _write_metrics(self, metrics: MetricsFile) -> None:
         try:
-            metrics.write(self.statistics)
+            metrics.write(self.statistics, self._pacer)
         except Exception:
             logger.warning("freedraft: no metrics from now on", exc_info=True)
             self._metrics = None
@@ -172,6 +177,14 @@ def configuration(additional_config: Any) -> Config:
     return parse_config(os.environ.get(ENVIRONMENT_VARIABLE) or None)
 
 
+def _entries(slot_mappings: Any) -> int | None:
+    """How many tokens one of these is for; None where there is none, or where a step is cut into micro-batches."""
+    try:
+        return int(next(iter(slot_mappings.values())).shape[0])
+    except Exception:
+        return None
+
+
 def _rehearse(drafting: BatchDrafting) -> None:
     """Run a few steps on made-up text that repeats, so that every kernel is compiled before the first request.
 
@@ -197,6 +210,23 @@ def _refuse_recurrent(model: Any) -> None:
             "Gated DeltaNet or the like), whose state vLLM can corrupt when a step without a draft follows an accepted "
             "one (vLLM issue 39273, https://github.com/vllm-project/vllm/issues/39273). Serve it without "
             "--speculative-config."
+        )
+
+
+def _refuse_parallel(parallel: Any) -> None:
+    tensor, pipeline = (getattr(parallel, f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+    if getattr(parallel, "distributed_executor_backend", None) == "external_launcher" and tensor > 1:
+        raise UnsupportedError(
+            f"freedraft does not draft for {tensor} tensor-parallel ranks of an external launcher: each of them "
+            "schedules by itself there, with the drafts of its own proposer, and freedraft drafts in rank 0 alone, so "
+            "the ranks would run different batches. Let vLLM start the ranks (--distributed-executor-backend mp or "
+            "ray), or serve without --speculative-config."
+        )
+    if pipeline > 1:
+        raise UnsupportedError(
+            f"freedraft does not draft for {pipeline} pipeline stages: vLLM has a batch in each of them, and shows a "
+            "proposer these batches in turns. What became of a draft, and how long its step took, can't be told there. "
+            "Use --tensor-parallel-size instead of --pipeline-parallel-size, or serve without --speculative-config."
         )
 
 

@@ -1,19 +1,24 @@
-"""The periodic line of statistics in vLLM's log."""
+"""The periodic lines of statistics in vLLM's log."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from freedraft.plugins.base import Source
+from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.ragged import Int64
 
 logger = logging.getLogger("freedraft")
 
 SOURCES = 256
+
+TIMES_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -71,6 +76,21 @@ def describe(now: Statistics, before: Statistics) -> str:
     )
 
 
+def describe_pacing(report: Mapping[str, Any]) -> str:
+    """What `Pacer.report` tells, all since the start, in a line."""
+    share = 100 * report["kept"] / report["drafted"] if report["drafted"] else float("nan")
+    measured = sorted(report["step_ms"].items())
+    last = len(measured) - 1
+    shown = sorted({round(last * i / (TIMES_SHOWN - 1)) for i in range(TIMES_SHOWN)}) if measured else []
+    times = ", ".join(f"T({tokens}): {ms:.1f} ms" for tokens, ms in (measured[i] for i in shown))
+    right = ", ".join(f"{row['predicted']:.2f}/{row['observed']:.2f}" for row in report["calibration"])
+    return (
+        f"freedraft: Pacing: Gain: {report['gain']:.2f}, Verified: {share:.1f}% of what was drafted, in "
+        f"{report['verified']} of {report['steps']} steps ({report['explored']} steps explored), "
+        f"{times or 'T: not measured'}, Predicted/right: {right or 'none judged'}"
+    )
+
+
 def source_name(source: int) -> str:
     """The label of a `Source`."""
     try:
@@ -80,13 +100,19 @@ def source_name(source: int) -> str:
 
 
 class PeriodicLog:
-    """Writes `describe` at an interval as long as something happens, from a thread of its own.
+    """Writes `describe` at an interval as long as something happens, from a thread of its own; `describe_pacing` too.
 
     The thread only reads numbers, so that the last of them are written, too, when no request comes any more.
+
+    Args:
+        statistics: of the proposer.
+        interval: seconds; 0 = never.
+        pacer: None where drafts are not paced.
     """
 
-    def __init__(self, statistics: Statistics, interval: float) -> None:
+    def __init__(self, statistics: Statistics, interval: float, pacer: Pacer | None = None) -> None:
         self._statistics = statistics
+        self._pacer = pacer
         self._last = statistics.copy()
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -95,11 +121,13 @@ class PeriodicLog:
             threading.Thread(target=self._run, name="freedraft-statistics", daemon=True).start()
 
     def write(self) -> None:
-        """Write the line, if there was a step since the last."""
+        """Write the lines, if there was a step since the last."""
         with self._lock:
             now = self._statistics.copy()
             if now.steps != self._last.steps:
                 logger.info(describe(now, self._last))
+                if self._pacer is not None:
+                    logger.info(describe_pacing(self._pacer.report()))
                 self._last = now
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from freedraft.retrieval.cuda.rules import MOST_DRAFTED, Rules, checked_batch
 from freedraft.retrieval.errors import CapacityError, InputError
 from freedraft.retrieval.index.follow import CURSOR_FIELDS
 from freedraft.retrieval.index.segment import Segment
+from freedraft.retrieval.ragged import MAX_TOKEN
 
 THREADS = 1
 
@@ -35,7 +36,14 @@ class DeviceCorpus:
     SHARE = 0.9
     """Of the device's free memory, it takes no more than this."""
 
-    def __init__(self, segments: Sequence[Segment], batch: int, slots: int, min_match: int = 2) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        batch: int,
+        slots: int,
+        min_match: int = 2,
+        vocabulary_size: int = MAX_TOKEN + 1,
+    ) -> None:
         """Verify the segments, upload them, and make room for the state of `slots` slots.
 
         Args:
@@ -43,10 +51,11 @@ class DeviceCorpus:
             batch: rows of a batch, at most.
             slots: sequences whose place is kept.
             min_match: draft only after a suffix of so many tokens that a segment knows.
+            vocabulary_size: the model's; token ids are below it.
 
         Raises:
             InputError: sizes below 1.
-            CorpusIndexError: a segment is damaged.
+            CorpusIndexError: a segment is damaged, or has other tokens.
             CapacityError: the device has too little free memory.
         """
         if batch < 1 or slots < 1 or min_match < 1:
@@ -61,7 +70,7 @@ class DeviceCorpus:
                 "build a smaller one (--min-count), or leave the runtime less (in vLLM: gpu_memory_utilization)"
             )
         for segment in segments:
-            segment.verify()
+            segment.verify(vocabulary_size)
         self._automata = [tuple(cuda.to_device(np.ascontiguousarray(a)) for a in s.automaton) for s in segments]
         self._cursors = [cuda.to_device(np.zeros((slots, CURSOR_FIELDS), np.int32)) for _ in segments]
         self._seen = [cuda.to_device(np.zeros((slots, SEEN_FIELDS), np.int32)) for _ in segments]

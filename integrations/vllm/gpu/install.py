@@ -52,6 +52,7 @@ def make_speculator(original: type, *arguments: Any, **options: Any) -> Any:
         ConfigError: freedraft is configured, and wrongly.
         CorpusIndexError: an index that it names is missing or damaged, or was built with another tokenizer.
         CapacityError: the indexes do not fit into the device's free memory.
+        Exception: whatever else went wrong, where other ranks may have met nothing of it.
     """
     vllm_config = arguments[0] if arguments else options.get("vllm_config")
     if not is_configured(vllm_config):
@@ -78,6 +79,8 @@ def make_speculator(original: type, *arguments: Any, **options: Any) -> Any:
     except (ConfigError, CorpusIndexError, CapacityError):
         raise
     except Exception as error:
+        if has_peers(vllm_config):
+            raise
         logger.warning(
             "freedraft: no drafting on the GPU (%s: %s); leaving vLLM's own n-gram drafter",
             type(error).__name__,
@@ -92,6 +95,11 @@ def is_configured(vllm_config: Any) -> bool:
     speculative = getattr(vllm_config, "speculative_config", None)
     additional = getattr(vllm_config, "additional_config", None)
     return getattr(speculative, "method", None) == METHOD and isinstance(additional, dict) and "freedraft" in additional
+
+
+def has_peers(vllm_config: Any) -> bool:
+    """Whether there are other tensor-parallel ranks: they must hold the same drafts, and know of no failure here."""
+    return int(getattr(vllm_config.parallel_config, "tensor_parallel_size", 1)) > 1
 
 
 class _Watcher(MetaPathFinder):

@@ -13,6 +13,7 @@ import torch
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from freedraft.integrations.vllm.gpu.arrays import Streams, as_array, select_device
+from freedraft.integrations.vllm.gpu.install import has_peers
 from freedraft.integrations.vllm.gpu.settings import gpu_settings
 from freedraft.plugins.indexes import open_segments
 from freedraft.retrieval.cuda.corpus_on_gpu import DeviceCorpus
@@ -44,7 +45,8 @@ class ScanSpeculator(BaseSpeculator):
 
         Raises:
             ConfigError: bad settings.
-            CorpusIndexError: an index is missing or damaged, or was built with another tokenizer.
+            CorpusIndexError: an index is missing or damaged, was built with another tokenizer, or has tokens that the
+                model does not have.
             CapacityError: the device has too little free memory for the indexes.
         """
         settings = gpu_settings(vllm_config.additional_config["freedraft"])
@@ -55,12 +57,14 @@ class ScanSpeculator(BaseSpeculator):
         self.req_states = req_states
         self.num_speculative_steps = int(self.speculative_config.num_speculative_tokens)
         self.errors = 0
-        self._alone = getattr(vllm_config.parallel_config, "tensor_parallel_size", 1) == 1
+        self._has_peers = has_peers(vllm_config)
         select_device(device)
         slots, width = req_states.all_token_ids.gpu.shape
         self._scan = DeviceScan(slots, width, threads=8 if device.type == "cpu" else 256)
-        segments = open_segments(settings.index, settings.tokenizer)
-        self._corpus = DeviceCorpus(segments, slots, slots, settings.index_match) if segments else None
+        self._corpus: DeviceCorpus | None = None
+        if segments := open_segments(settings.index, settings.tokenizer):
+            vocabulary = int(vllm_config.model_config.get_vocab_size())
+            self._corpus = DeviceCorpus(segments, slots, slots, settings.index_match, vocabulary)
         self._streams = Streams(device)
         self._rows = torch.zeros(slots, dtype=torch.int64, device=device)
         self._active = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -127,8 +131,7 @@ class ScanSpeculator(BaseSpeculator):
             wanted = self.num_speculative_steps if num_speculative_tokens is None else num_speculative_tokens
             self._launch(requests, input_batch.idx_mapping, num_sampled, wanted)
         except Exception:
-            # Ranks of a tensor-parallel group must agree on the drafts, and the others know nothing of this.
-            if not self._alone:
+            if self._has_peers:
                 raise
             self.errors += 1
             if self.errors == 1:

@@ -1,0 +1,200 @@
+"""The time of a step by the tokens in its forward pass, T(n), learnt from the steps that are taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import Float64, Int64
+
+# The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
+_GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
+GRID: Int64 = np.array([*_GRID, 1024, 1536, 2048, 4096, 8192, 16384], np.int64)
+
+
+class StepTime:
+    """T(n), learnt from the steps that were taken.
+
+    T is kept as a shape, T(n) / T(1), which changes slowly, times a scale, which follows the growing context and the
+    load of the machine. A place's first samples count by their median, and later ones no more than twice or half what
+    is expected, so that a stray one does little, and a change of load is followed within some twenty steps all the
+    same. What was measured long ago weighs less than what is measured now. The shape used is the closest one that never
+    falls (pool adjacent violators; Ayer et al. 1955).
+
+    Attributes:
+        shape: float64 `(len(GRID),)`, T(n) / T(1), monotone.
+        scale: seconds of a step of one token; 0 before the first sample.
+        samples: int64 `(len(GRID),)`, steps seen near each n.
+    """
+
+    FIRST = 5
+    """Samples that count by their median."""
+    FADE = 0.995
+    """By this the weight of all that was measured falls at every step."""
+    MEMORY = 50.0
+    """No place weighs more samples than this."""
+    SCALE_RATE = 0.1
+    STALE = 1.5
+
+    def __init__(self, prior_slope: float) -> None:
+        self._log_grid = np.log(GRID)
+        self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
+        self._raw: Float64 = self._prior.copy()
+        self._weight: Float64 = np.zeros(len(GRID))
+        self._first: list[list[float]] = [[] for _ in GRID]
+        self._first_scales: list[float] = []
+        self._scale_then: Float64 = np.zeros(len(GRID))
+        self.shape: Float64 = self._prior.copy()
+        self.scale = 0.0
+        self.samples: Int64 = np.zeros(len(GRID), np.int64)
+
+    def record(self, tokens: int, seconds: float) -> float:
+        """Take in one step: `tokens` in its forward pass, `seconds` from end to end. Nonsense is left out.
+
+        Returns:
+            How long the step took, as a multiple of what was expected.
+        """
+        if tokens < 1 or not 0 < seconds < float("inf"):
+            return 1.0
+        at = self._place(tokens)
+        if self.stale(tokens):
+            self._first[at] = []
+            self.samples[at] = 0
+        shape = self.shape_at(tokens)
+        self._weight *= self.FADE
+        self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
+        self.samples[at] += 1
+        if len(self._first_scales) < self.FIRST:
+            self._first_scales.append(seconds / shape)
+            self.scale = median(self._first_scales)
+        ratio = seconds / (self.scale * shape)
+        if self.samples[at] <= self.FIRST:
+            self._first[at].append(seconds)
+            self._raw[at] = median(self._first[at]) / self.scale
+        else:
+            # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
+            self.scale *= 1.0 + self.SCALE_RATE * (min(max(ratio, 0.5), 2.0) - 1.0)
+            most = 4.0 if self._weight[at] < self.FIRST else 1.5
+            self._raw[at] *= 1.0 + (min(max(ratio, 1 / most), most) - 1.0) / self._weight[at]
+        self._scale_then[at] = self.scale
+        first = fit_monotone(self._raw, self._weight, self.samples, self._prior, self.shape)
+        self._raw /= first
+        self.scale *= first
+        self._scale_then *= first
+        return ratio
+
+    def stale(self, tokens: int) -> bool:
+        """Whether the load has changed so much since T(tokens) was measured that it says little."""
+        then = self._scale_then[self._place(tokens)]
+        return then > 0 and not 1 / self.STALE < self.scale / then < self.STALE
+
+    @classmethod
+    def known(cls, curve: Callable[[int], float]) -> StepTime:
+        """A T(n) that is told, in seconds, and not measured: samples change nothing."""
+        time = _Known(0.0)
+        time.scale = curve(1)
+        time.shape = np.maximum.accumulate([curve(int(n)) / time.scale for n in GRID])
+        time.samples[:] = 2**31
+        return time
+
+    def shape_at(self, tokens: int) -> float:
+        """T(tokens) / T(1)."""
+        return float(interpolate(GRID, self.shape, tokens))
+
+    def samples_at(self, tokens: int) -> int:
+        """Steps seen near `tokens`, under about the load of now."""
+        return 0 if self.stale(tokens) else int(self.samples[self._place(tokens)])
+
+    def table(self) -> dict[int, float]:
+        """T(n) in seconds, for the n that were measured."""
+        return {
+            int(n): self.scale * float(shape)
+            for n, shape, samples in zip(GRID, self.shape, self.samples, strict=True)
+            if samples
+        }
+
+    def _place(self, tokens: int) -> int:
+        return int(np.abs(self._log_grid - math.log(max(tokens, 1))).argmin())
+
+
+class _Known(StepTime):
+    def record(self, tokens: int, seconds: float) -> float:
+        return 1.0
+
+
+def median(values: Sequence[float]) -> float:
+    """The median of a few numbers; numpy's takes longer."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@kernel
+def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
+    """T(tokens) / T(1): linear between grid points, in proportion beyond the last."""
+    last = len(grid) - 1
+    if tokens >= grid[last]:
+        return shape[last] * tokens / grid[last]
+    at = 0
+    while grid[at + 1] <= tokens:
+        at += 1
+    share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
+    return shape[at] + share * (shape[at + 1] - shape[at])
+
+
+@kernel
+def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, shape: Float64) -> float:
+    """Write the non-falling fit of `raw` to `shape`, 1 at its first place; return what it was there before.
+
+    Points that were never measured say nothing: they take the value that the measured ones around them give, and
+    beyond those the prior's slope.
+    """
+    # Pools of adjacent points with one mean each.
+    means = np.empty(len(raw))
+    weights = np.empty(len(raw))
+    ends = np.empty(len(raw), np.int64)
+    pools = 0
+    for i in range(len(raw)):
+        if samples[i] == 0:
+            continue
+        means[pools], weights[pools], ends[pools] = raw[i], max(weight[i], 1e-3), i
+        pools += 1
+        while pools > 1 and means[pools - 2] > means[pools - 1]:
+            both = weights[pools - 2] + weights[pools - 1]
+            means[pools - 2] = (means[pools - 2] * weights[pools - 2] + means[pools - 1] * weights[pools - 1]) / both
+            weights[pools - 2] = both
+            ends[pools - 2] = ends[pools - 1]
+            pools -= 1
+    if pools == 0:
+        shape[:] = prior
+        return 1.0
+    pool = 0
+    for i in range(len(raw)):
+        if samples[i] == 0:
+            continue
+        while i > ends[pool]:
+            pool += 1
+        shape[i] = means[pool]
+    # The unmeasured: between neighbours in proportion to the prior's rise, outside by the prior's ratio.
+    left = -1
+    for i in range(len(raw)):
+        if samples[i] > 0:
+            left = i
+            continue
+        right = i
+        while right < len(raw) and samples[right] == 0:
+            right += 1
+        if left >= 0 and right < len(raw):
+            rise = max(prior[right] - prior[left], 1e-9)
+            shape[i] = shape[left] + (shape[right] - shape[left]) * (prior[i] - prior[left]) / rise
+        elif left >= 0:
+            shape[i] = shape[left] * prior[i] / prior[left]
+        else:
+            shape[i] = shape[right] * prior[i] / prior[right] if right < len(raw) else prior[i]
+    first = shape[0]
+    for i in range(len(raw)):
+        shape[i] /= first
+    return first

@@ -1,0 +1,122 @@
+"""The proposer's metrics, from the worker that writes them to the process that serves them, without vLLM."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drafters import Scripted, copying
+from vllm_stand_in import OUTSIDE, Batch, with_drafter
+
+from freedraft.integrations.vllm import metrics, plugin
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in OUTSIDE:
+        monkeypatch.delenv(variable, raising=False)
+
+
+def scraped(registry: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+    }
+
+
+def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
+    collector = metrics.Collector()
+    assert list(collector.collect()) == []
+    labels = (("engine", "0"), ("model_name", "smol"))
+    asked = with_drafter(monkeypatch, copying(ngram=1))
+    other = with_drafter(monkeypatch, copying(ngram=1))
+    assert scraped(collector)["freedraft:steps_total", labels] == 0
+    Batch([1, 2, 1]).commit(asked, [2])
+    Batch([1, 2, 1], [5]).commit(other, [2], [6])
+    seen = scraped(collector)
+    assert seen["freedraft:steps_total", labels] == 2
+    assert seen["freedraft:sequence_steps_total", labels] == 3
+    assert seen["freedraft:tokens_total", labels] == 3
+    assert seen["freedraft:sequences", labels] == 3
+    assert seen["freedraft:errors_total", labels] == 0
+    assert seen["freedraft:draft_tokens_total", (*labels, ("source", "other"))] == 4
+    assert seen["freedraft:draft_seconds_total", labels] > 0
+
+
+def test_a_damaged_file_costs_our_metrics_and_not_vllms(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
+    (tmp_path / "counter_1-freedraft0.db").write_bytes(b"")
+    registry = CollectorRegistry()
+    Counter("vllms_own", "Something.", registry=registry).inc()
+    registry.register(metrics.Collector())
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        for _ in range(2):
+            assert "vllms_own_total 1.0" in generate_latest(registry).decode()
+    assert len(caplog.records) == 1
+
+
+def test_with_several_api_servers_vllms_own_folder_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from prometheus_client import CollectorRegistry, multiprocess
+
+    monkeypatch.setenv(metrics.VLLM_FOLDER, str(tmp_path))
+    Batch([1, 2, 1]).commit(with_drafter(monkeypatch, copying()), [2])
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    assert scraped(registry)["freedraft:steps_total", (("engine", "0"), ("model_name", "smol"))] == 1
+
+
+def test_a_folder_that_can_not_be_written_costs_the_metrics_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [9]))
+    assert "can't write" in caplog.text
+    assert Batch([1]).commit(asked, [2]) == [[9]]
+
+
+def test_the_plug_in_registers_once_and_never_raises(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    plugin.register()
+    plugin.register()
+    assert len(list(registry._collector_to_names)) == 1
+    monkeypatch.delenv(metrics.OWN_FOLDER)
+    monkeypatch.setattr(prometheus_client, "REGISTRY", None)
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        plugin.register()
+    assert "no metrics on /metrics" in caplog.text
+
+
+def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    import multiprocessing
+
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
+    with monkeypatch.context() as worker:
+        worker.setattr(multiprocessing, "parent_process", lambda: "the server")
+        metrics.serve()
+        assert os.environ[metrics.OWN_FOLDER] == str(tmp_path)
+        assert not registry._collector_to_names
+    metrics.serve()
+    assert os.environ[metrics.OWN_FOLDER] != str(tmp_path)
+    assert len(registry._collector_to_names) == 1
