@@ -34,7 +34,7 @@ lint: $(STAMP) ## ruff and mypy --strict
 	@.venv/bin/mypy
 
 bench: $(STAMP) ## the benchmarks that need no model; results in bench/results
-	@for name in drafting adversarial cache_lines; do .venv/bin/python bench/$$name.py || exit 1; done
+	@for name in drafting adversarial cache_lines fusion vllm_proposer; do .venv/bin/python bench/$$name.py || exit 1; done
 
 clean: ## remove what was built; .cache with the model stays
 	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
