@@ -19,10 +19,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freedraft.integrations.vllm.statistics import Statistics, source_name
-from freedraft.plugins.pacing import Pacer
+
+if TYPE_CHECKING:
+    # Every process of vLLM loads this module, and none needs to load Numba for that.
+    from freedraft.plugins.pacing import Pacer
 
 OWN_FOLDER = "FREEDRAFT_METRICS_DIR"
 VLLM_FOLDER = "PROMETHEUS_MULTIPROC_DIR"

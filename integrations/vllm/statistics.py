@@ -6,13 +6,16 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from freedraft.plugins.base import Source
-from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.ragged import Int64
+
+if TYPE_CHECKING:
+    # As in `metrics`, which loads this one.
+    from freedraft.plugins.pacing import Pacer
 
 logger = logging.getLogger("freedraft")
 
