@@ -65,7 +65,8 @@ def same(llm: Any, prompts: Any, sampling: Any, plain: list[Any]) -> None:
     "freedraft",
     [
         {"drafter": "token_recycling"},
-        {"drafter": "jacobi"},
+        # Its own in the slow tests; the last has it among its sources.
+        pytest.param({"drafter": "jacobi"}, marks=pytest.mark.slow),
         {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}, "scope": "off"},
     ],
     ids=["token_recycling", "jacobi", "fusion"],
