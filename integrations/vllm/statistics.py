@@ -67,31 +67,36 @@ def describe(now: Statistics, before: Statistics) -> str:
     sequence_steps = now.sequence_steps - before.sequence_steps
     drafted = int((now.drafted - before.drafted).sum())
     accepted = int((now.accepted - before.accepted).sum())
-    tokens_a_step = (now.tokens - before.tokens) / sequence_steps if sequence_steps else float("nan")
-    acceptance = 100 * accepted / drafted if drafted else float("nan")
-    microseconds = 1e6 * (now.seconds - before.seconds) / steps if steps else float("nan")
+    tokens_a_step = _quotient(now.tokens - before.tokens, sequence_steps, ".2f")
+    acceptance = _quotient(accepted, drafted, ".1%")
+    microseconds = _quotient(1e6 * (now.seconds - before.seconds), steps, ".0f")
     withheld = now.withheld - before.withheld
     paced = f", Withheld: {withheld} tokens" if now.withheld else ""
     return (
-        f"freedraft: Sequences: {now.sequences}, Tokens per step: {tokens_a_step:.2f}, "
-        f"Drafted: {drafted} tokens, Accepted: {accepted} tokens ({acceptance:.1f}%){paced}, "
-        f"Drafting: {microseconds:.0f} us per engine step, Errors: {now.errors}"
+        f"freedraft: Sequences: {now.sequences}, Tokens per step: {tokens_a_step}, "
+        f"Drafted: {drafted} tokens, Accepted: {accepted} tokens ({acceptance}){paced}, "
+        f"Drafting: {microseconds} us per engine step, Errors: {now.errors}"
     )
 
 
 def describe_pacing(report: Mapping[str, Any]) -> str:
     """What `Pacer.report` tells, all since the start, in a line."""
-    share = 100 * report["kept"] / report["drafted"] if report["drafted"] else float("nan")
+    share = _quotient(report["kept"], report["drafted"], ".1%")
     measured = sorted(report["step_ms"].items())
     last = len(measured) - 1
     shown = sorted({round(last * i / (TIMES_SHOWN - 1)) for i in range(TIMES_SHOWN)}) if measured else []
     times = ", ".join(f"T({tokens}): {ms:.1f} ms" for tokens, ms in (measured[i] for i in shown))
     right = ", ".join(f"{row['predicted']:.2f}/{row['observed']:.2f}" for row in report["calibration"])
     return (
-        f"freedraft: Pacing: Gain: {report['gain']:.2f}, Verified: {share:.1f}% of what was drafted, in "
+        f"freedraft: Pacing: Gain: {report['gain']:.2f}, Verified: {share} of what was drafted, in "
         f"{report['verified']} of {report['steps']} steps ({report['explored']} steps explored), "
         f"{times or 'T: not measured'}, Predicted/right: {right or 'none judged'}"
     )
+
+
+def _quotient(part: float, whole: float, form: str) -> str:
+    """`part / whole` in this form; a dash where there is nothing to divide by."""
+    return format(part / whole, form) if whole else "-"
 
 
 def source_name(source: int) -> str:
