@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from freedraft.integrations.replay.costs import linear
 from freedraft.integrations.replay.recorded import Request, read_requests
+from freedraft.integrations.replay.runs import first_requests
 from freedraft.integrations.replay.simulate import replay
 from freedraft.plugins.base import Drafter, Drafts, Feedback, FeedbackKind
 from freedraft.plugins.registry import make_drafter
@@ -165,18 +166,6 @@ def compare(name: str, requests: Sequence[Request], index: str) -> list[dict[str
     return rows
 
 
-def first(requests: Sequence[Request], tokens: int) -> list[Request]:
-    """The first requests, up to about so many reply tokens."""
-    chosen: list[Request] = []
-    total = 0
-    for request in requests:
-        if total >= tokens:
-            break
-        chosen.append(request)
-        total += len(request.reply)
-    return chosen
-
-
 def write_markdown(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
     """The table, with what it means."""
     here = machine()
@@ -213,7 +202,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000, help="reply tokens of each set")
     parser.add_argument("--out", type=Path, help="folder for the result files (default: bench/results)")
     chosen = parser.parse_args()
-    sets = {name: first(read_requests(chosen.traces / f"{name}.npz"), chosen.tokens) for name in SETS}
+    sets = {name: first_requests(read_requests(chosen.traces / f"{name}.npz"), chosen.tokens) for name in SETS}
     replayed = [request for requests in sets.values() for request in requests]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from freedraft.integrations.replay.costs import CPU, Cost, linear
 from freedraft.integrations.replay.recorded import Request, read_requests
+from freedraft.integrations.replay.runs import first_requests
 from freedraft.integrations.replay.simulate import replay, told_pacer
 from freedraft.plugins.fusion import Fusion, FusionSettings
 from freedraft.plugins.pacing import Pacer, PacingSettings
@@ -164,17 +165,6 @@ def fusion(source: str, corpus: Sequence[Tokens]) -> Fusion:
     return made
 
 
-def first(requests: Sequence[Request], tokens: int) -> list[Request]:
-    """The first requests, up to about so many reply tokens."""
-    chosen, total = [], 0
-    for request in requests:
-        if total >= tokens:
-            break
-        chosen.append(request)
-        total += len(request.reply)
-    return chosen
-
-
 def compare(name: str, requests: Sequence[Request], source: str, corpus: Sequence[Tokens]) -> list[dict[str, Any]]:
     """A row a cost: ours, each peer at its best, and the ratio to the best of them."""
     measured = {peer: {k: run_peer(make(k), requests) for k in LENGTHS} for peer, make in peers(source, corpus).items()}
@@ -254,7 +244,7 @@ def main() -> None:
                 total += len(text)
     rows: list[dict[str, Any]] = []
     for name in names:
-        requests = first(read_requests(chosen.traces / f"{name}.npz"), chosen.tokens)
+        requests = first_requests(read_requests(chosen.traces / f"{name}.npz"), chosen.tokens)
         for source in chosen.sources:
             made = compare(name, requests, source, corpus)
             show(
