@@ -11,8 +11,7 @@ from pydantic import Field
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.indexes import open_segments
-from freedraft.plugins.slots import Slots, checked_tokens, grown
-from freedraft.retrieval.errors import InputError
+from freedraft.plugins.slots import Slots, check_one_each, checked_tokens, grown
 from freedraft.retrieval.index.continuation import continue_one
 from freedraft.retrieval.index.follow import AT_OPEN, CURSOR_FIELDS, DAMAGED, FINE, Automaton
 from freedraft.retrieval.jit import kernel
@@ -94,8 +93,7 @@ class Corpus:
             DamagedError: a segment is damaged.
         """
         slots = self._slots.checked(slots)
-        if len(budget) != len(slots):
-            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        check_one_each("budget", len(budget), slots)
         chosen = self.settings
         best = Chains.none(len(slots), chosen.max_tokens)
         for segment, cursors in zip(self._segments, self._cursors, strict=True):

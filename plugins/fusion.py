@@ -23,6 +23,7 @@ from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.registry import rehearsed
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
+from freedraft.plugins.slots import check_one_each
 from freedraft.plugins.texts import NONE, no_places, padded
 from freedraft.plugins.threads import Threads
 from freedraft.retrieval.automaton import SuffixAutomata
@@ -267,10 +268,10 @@ class Fusion:
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
         """As `Drafter.draft`: one chain or tree a sequence."""
-        if len(budget) != len(slots):
-            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
-        self.automata.learning(slots)  # raises for a slot that is not open
-        self._others.propose(slots, budget)
+        check_one_each("budget", len(budget), slots)
+        if self.settings.drafters:
+            self.automata.learning(slots)  # raises for a slot that is not open
+            self._others.propose(slots, budget)
         arrays = self.automata.arrays
         longest = self.settings.max_tokens
         least = max(self.settings.min_probability, self.floor)

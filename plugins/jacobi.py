@@ -11,8 +11,8 @@ from freedraft.plugins.base import Drafter, Drafts, Feedback, FeedbackKind, Sour
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
 from freedraft.plugins.registry import make_drafter, rehearsed
-from freedraft.plugins.slots import Slots, checked_tokens, grown
-from freedraft.plugins.verified import FOLLOWED, known_positions
+from freedraft.plugins.slots import Slots, check_one_each, checked_tokens, grown
+from freedraft.plugins.verified import FOLLOWED, NO_CHILD, child_with, known_positions
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets, as_tokens
@@ -167,8 +167,7 @@ class Jacobi:
             InputError: a slot that is not open, or not one budget a slot.
         """
         slots = self._slots.checked(slots)
-        if len(budget) != len(slots):
-            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        check_one_each("budget", len(budget), slots)
         limits = np.clip(budget, 0, self.settings.max_tokens).astype(np.int32)
         if self._initial is None:
             initial = Drafts.empty(len(slots))
@@ -191,8 +190,7 @@ class Jacobi:
             InputError: a slot that is not open, or not one draft a slot.
         """
         slots = self._slots.checked(slots)
-        if drafts.rows != len(slots):
-            raise InputError(f"drafts: expected {len(slots)}, one a slot, got {drafts.rows}")
+        check_one_each("drafts", drafts.rows, slots)
         adopt_batch(self._sequences, slots, drafts.tokens, drafts.parents, drafts.offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
@@ -277,14 +275,13 @@ def next_iterate(sequences: Sequences, slot: int, committed: Int32) -> int:
     same, as in the definition.
     """
     guesses, age = sequences.guesses[slot], sequences.age[slot]
+    tokens, parents = sequences.tokens[slot], sequences.parents[slot]
     drafted, past = sequences.drafted[slot], len(committed)
     node = -1
     for i in range(past):
-        following = likeliest_child(sequences, slot, node)
-        for child in range(node + 1, sequences.nodes[slot]):
-            if sequences.parents[slot, child] == node and sequences.tokens[slot, child] == committed[i]:
-                following = child
-                break
+        following = child_with(tokens, parents, sequences.nodes[slot], node, committed[i])
+        if following == NO_CHILD:
+            following = likeliest_child(sequences, slot, node)
         if following < 0:
             return 0
         node = following

@@ -21,8 +21,8 @@ from freedraft.plugins.adjacency import (
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.guesses import Samples, grown_samples, guess, new_samples, note_token, start_samples
-from freedraft.plugins.slots import Slots, checked_tokens, grown
-from freedraft.plugins.verified import FOLLOWED, known_positions
+from freedraft.plugins.slots import Slots, check_one_each, checked_tokens, grown
+from freedraft.plugins.verified import FOLLOWED, child_with, known_positions
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, as_offsets, as_tokens
@@ -202,8 +202,7 @@ class Lookahead:
             InputError: a slot that is not open, or not one budget a slot.
         """
         slots = self._slots.checked(slots)
-        if len(budget) != len(slots):
-            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        check_one_each("budget", len(budget), slots)
         space = len(slots) * self._sequences.tokens.shape[1]
         tokens, parents = np.empty(space, np.int32), np.empty(space, np.int32)
         probability = np.empty(space, np.float32)
@@ -224,8 +223,7 @@ class Lookahead:
             InputError: a slot that is not open, or not one draft a slot.
         """
         slots = self._slots.checked(slots)
-        if drafts.rows != len(slots):
-            raise InputError(f"drafts: expected {len(slots)}, one a slot, got {drafts.rows}")
+        check_one_each("drafts", drafts.rows, slots)
         adopt_batch(self._sequences, slots, drafts.tokens, drafts.parents, drafts.offsets)
 
     def observe(self, slots: Int64, feedback: Feedback) -> None:
@@ -514,32 +512,24 @@ def draft_batch(
 
 
 @kernel
-def node_behind(sequences: Sequences, slot: int, node: int, token: int) -> int:
-    """The node of `token` behind `node` in another drafter's draft, -1 = behind the text; -2 where there is none."""
-    for child in range(node + 1, sequences.followed[slot]):
-        if sequences.followed_parents[slot, child] == node and sequences.followed_tokens[slot, child] == token:
-            return child
-    return -2
-
-
-@kernel
 def adopt_batch(sequences: Sequences, slots: Int64, tokens: Int32, parents: Int32, offsets: Int64) -> None:
     """Take down what is verified instead of the own drafts, and where in it the columns of the window end."""
     for row in range(len(slots)):
         slot, first = slots[row], offsets[row]
         nodes = min(offsets[row + 1] - first, sequences.followed_tokens.shape[1])
         sequences.followed[slot] = nodes
-        sequences.followed_tokens[slot, :nodes] = tokens[first : first + nodes]
-        sequences.followed_parents[slot, :nodes] = parents[first : first + nodes]
+        known, parents_known = sequences.followed_tokens[slot], sequences.followed_parents[slot]
+        known[:nodes] = tokens[first : first + nodes]
+        parents_known[:nodes] = parents[first : first + nodes]
         window, leaf = sequences.window[slot], sequences.leaf[slot]
         leaf[:] = -1
         trunk = -1
         for column in range(window.shape[1]):
-            trunk = node_behind(sequences, slot, trunk, window[0, column])
+            trunk = child_with(known, parents_known, nodes, trunk, window[0, column])
             node = trunk
             for i in range(1, len(window)):
                 if node >= 0:
-                    node = node_behind(sequences, slot, node, window[i, column])
+                    node = child_with(known, parents_known, nodes, node, window[i, column])
             leaf[column] = max(node, -1)
             if trunk < 0:
                 break

@@ -9,6 +9,7 @@ from pydantic import ByteSize, Field
 
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
+from freedraft.plugins.slots import check_one_each
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.growth import BAD_SLOT
@@ -76,8 +77,7 @@ def chains(kernel: Any, automata: SuffixAutomata, slots: Int64, budget: Int32, l
     Raises:
         InputError: a slot that is not open, or not one budget a slot.
     """
-    if len(budget) != len(slots):
-        raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+    check_one_each("budget", len(budget), slots)
     arrays = automata.arrays
     rows = len(slots)
     space = rows * longest

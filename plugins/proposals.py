@@ -13,6 +13,7 @@ import numpy as np
 from freedraft.plugins.adjacency import NO_TOKEN
 from freedraft.plugins.evidence import KIND, LATEST, LIKELIEST, MATCHED, NO_STATE, PLACE, PROPOSED, SEEN, TEXT, TIMES
 from freedraft.plugins.mixing import SEENS, SHARES
+from freedraft.plugins.verified import NO_CHILD, child_with
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64
 
@@ -20,7 +21,7 @@ MOST_DRAFTERS = 4  # no more than there are buckets for the counts of a text's c
 CHILDREN = 3  # of a place, the first ones, that become candidates
 
 ROOT = -1
-LOST = -2
+LOST = NO_CHILD
 
 # Columns of a cursor: the node of the proposal, `ROOT` or `LOST`; and how many tokens lie behind the committed text.
 NODE, DEPTH = 0, 1
@@ -91,12 +92,9 @@ def follow_proposals(proposals: Proposals, slot: int, at: Int64, token: int) -> 
     for which in range(len(at)):
         place = at[which, NODE]
         if place != LOST:
-            at[which, NODE] = LOST
+            tokens, parents = proposals.tokens[slot, which], proposals.parents[slot, which]
+            at[which, NODE] = child_with(tokens, parents, proposals.nodes[slot, which], place, token)
             at[which, DEPTH] += 1
-            for node in range(place + 1, proposals.nodes[slot, which]):
-                if proposals.parents[slot, which, node] == place and proposals.tokens[slot, which, node] == token:
-                    at[which, NODE] = node
-                    break
 
 
 @kernel

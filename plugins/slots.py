@@ -68,6 +68,16 @@ def grown(array: NDArray[Any], rows: int, fill: int = 0) -> Any:
     return larger
 
 
+def check_one_each(name: str, count: int, slots: Int64) -> None:
+    """Check that there are as many of something, called `name`, as slots.
+
+    Raises:
+        InputError: there are not.
+    """
+    if count != len(slots):
+        raise InputError(f"{name}: expected {len(slots)}, one a slot, got {count}")
+
+
 def checked_tokens(values: Any, name: str = "tokens") -> Int32:
     """Return `values` as int32 token ids.
 

@@ -26,7 +26,7 @@ from freedraft.plugins.adjacency import (
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.config import DrafterSettings
 from freedraft.plugins.heap import PARENT, TOKEN, Heap, new_heap, pop, push
-from freedraft.plugins.slots import Slots, checked_tokens, grown
+from freedraft.plugins.slots import Slots, check_one_each, checked_tokens, grown
 from freedraft.plugins.verified import known_positions
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
@@ -220,8 +220,7 @@ class TokenRecycling:
             InputError: a slot that is not open, or not one budget a slot.
         """
         slots = self._slots.checked(slots)
-        if len(budget) != len(slots):
-            raise InputError(f"budget: expected {len(slots)}, one a slot, got {len(budget)}")
+        check_one_each("budget", len(budget), slots)
         chosen = self.settings
         space = len(slots) * chosen.max_tokens
         probability = np.empty(space, np.float32)

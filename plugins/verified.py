@@ -1,4 +1,4 @@
-"""Which nodes of a draft the feedback of a runtime is about."""
+"""What was verified of a draft: which nodes a runtime's feedback is about, and where a text goes down its tree."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from freedraft.retrieval.ragged import Int32
 
 FOLLOWED = 64
 """Nodes of a draft that is not its own, the first ones, that a drafter follows."""
+
+
+NO_CHILD = -2
+
+
+@kernel
+def child_with(tokens: Int32, parents: Int32, nodes: int, parent: int, token: int) -> int:
+    """The first child of node `parent`, -1 = the text's end, that has this token; `NO_CHILD` where none has."""
+    for child in range(parent + 1, nodes):
+        if parents[child] == parent and tokens[child] == token:
+            return child
+    return NO_CHILD
 
 
 @kernel

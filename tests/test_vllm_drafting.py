@@ -115,7 +115,8 @@ def test_a_drafter_that_always_raises_is_asked_less_and_less(monkeypatch: pytest
     assert 4 <= asked.statistics.errors <= 10
 
 
-def test_a_failure_that_loses_nothing_prolongs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_pause(monkeypatch: pytest.MonkeyPatch) -> tuple[Scripted, Any, Batch]:
+    """A drafter, its proposer, and a batch whose first row was lost twice; the second row is new."""
     drafter = Scripted(lambda text, budget: [len(text)])
     asked = with_drafter(monkeypatch, drafter)
     batch = Batch([1])
@@ -124,6 +125,11 @@ def test_a_failure_that_loses_nothing_prolongs_no_pause(monkeypatch: pytest.Monk
         for _ in range(2):
             batch.commit(asked, [4])
     batch.texts.append([2])
+    return drafter, asked, batch
+
+
+def test_a_failure_that_loses_nothing_prolongs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter, asked, batch = in_a_pause(monkeypatch)
     with monkeypatch.context() as failing:
         failing.setattr(drafter, "draft", None)
         batch.commit(asked, [4], [4])  # the second of the two steps for which the first row is left alone
@@ -132,14 +138,9 @@ def test_a_failure_that_loses_nothing_prolongs_no_pause(monkeypatch: pytest.Monk
 
 
 def test_a_failure_that_loses_more_does_prolong_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = Scripted(lambda text, budget: [len(text)])
-    asked = with_drafter(monkeypatch, drafter)
-    batch = Batch([1])
+    drafter, asked, batch = in_a_pause(monkeypatch)
     with monkeypatch.context() as failing:
         failing.setattr(drafter, "extend", None)
-        for _ in range(2):
-            batch.commit(asked, [4])
-        batch.texts.append([2])
         batch.commit(asked, [4], [4])
     for _ in range(3):
         assert batch.commit(asked, [4], [4]) == [[], []]
