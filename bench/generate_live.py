@@ -1,11 +1,12 @@
 """Decode with `generate` and the demo model: plain, transformers' prompt lookup, and freedraft's drafters.
 
-All methods answer the same prompts of four tasks, taking turns at every prompt and beginning with another one each
-time, so that noise hits them alike. Each drafter object was warmed up with prompts of each task that are not measured:
-kernels, and what pacing and the mixer learn. Every reply is compared with plain's; one that differs must leave it where
-plain's two best tokens are nearly equal, or the run fails.
+All methods answer the same prompts of four tasks at the same time, taking turns at every forward pass, so that they
+meet the same machine; the clock of each, pacing's too, stands still while others have their turn. Each drafter object
+was warmed up with prompts of each task that are not measured: kernels, and what pacing and the mixer learn. Every reply
+is compared with plain's; one that differs must leave it where plain's two best tokens are nearly equal, or the run
+fails.
 
-    python bench/generate_live.py [--tokens 40] [--prompts 2] [--only METHOD ...] [--all] [--out FOLDER]
+    python bench/generate_live.py [--tokens 64] [--prompts 3] [--only METHOD ...] [--all] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,9 +28,10 @@ import torch
 from harness import RESULTS, markdown, median, save, show
 from tasks import tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from turns import Turns
 from vllm_runs import prompt
 
-from freedraft.integrations.hf import Speculative
+from freedraft.integrations.hf import Speculative, drafting, loop, speculative
 from freedraft.integrations.hf.smollm2 import demo_model_path
 
 BATCH = 4
@@ -58,30 +60,31 @@ SLOW: dict[str, dict[str, Any]] = {
 """Without pacing a CPU verifies more than pays: these take most of the time, and are left out unless asked for."""
 
 
+TURNS = Turns()
+for module in (loop, drafting, speculative):
+    module.perf_counter = TURNS.clock  # type: ignore[attr-defined]
+
+
 @dataclass
 class Passes:
-    """The forward passes of one call: how many, and the seconds of each, the one over the prompt first."""
+    """The forward passes of a model: how many each piece of work asked for, and their seconds, its prompt's first."""
 
-    seconds: list[float] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
-    @contextmanager
-    def watching(self, model: Any) -> Iterator[None]:
-        """Time what `model` is asked meanwhile."""
-        started = 0.0
+    def watch(self, model: Any) -> None:
+        """Pass the turn on before every pass of `model`, and time the pass."""
+        started: dict[str, float] = {}
 
         def before(*_: Any) -> None:
-            nonlocal started
-            started = perf_counter()
+            TURNS.pass_on()
+            started[TURNS.name] = TURNS.clock()
 
-        handles = (
-            model.register_forward_pre_hook(before),
-            model.register_forward_hook(lambda *_: self.seconds.append(perf_counter() - started)),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        model.register_forward_pre_hook(before)
+        model.register_forward_hook(lambda *_: self.seconds[TURNS.name].append(TURNS.clock() - started[TURNS.name]))
+
+    def taken(self) -> list[float]:
+        """Those of the piece of work that has its turn, which are forgotten."""
+        return self.seconds.pop(TURNS.name)
 
 
 @dataclass
@@ -101,24 +104,25 @@ class Answer:
     steps: int
 
 
-def method(model: Any, tokens: int, ours: Speculative | None = None, **options: Any) -> Callable[[Any], Answer]:
+def method(
+    model: Any, passes: Passes, tokens: int, ours: Speculative | None = None, **options: Any
+) -> Callable[[Any], Answer]:
     """One that answers a batch of inputs with `tokens` tokens each; `ours` keeps its drafter from call to call."""
     if ours is not None:
         options["custom_generate"] = ours
 
     def answer(inputs: Any) -> Answer:
-        passes = Passes()
-        with passes.watching(model):
-            started = perf_counter()
-            output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
-            seconds = perf_counter() - started
-        steps = len(passes.seconds) * len(output)
+        started = TURNS.clock()
+        output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
+        seconds = TURNS.clock() - started
+        forward = passes.taken()
+        steps = len(forward) * len(output)
         if ours is not None:
             # A row that has ended is in no pass any more.
             assert ours.statistics is not None
             assert ours.statistics.drafter_errors == 0
             steps = ours.statistics.steps
-        return Answer(output[:, inputs["input_ids"].shape[1] :].tolist(), seconds, passes.seconds[1:], steps)
+        return Answer(output[:, inputs["input_ids"].shape[1] :].tolist(), seconds, forward[1:], steps)
 
     return answer
 
@@ -145,20 +149,14 @@ def measure(
     for texts in chats.values():
         for text in texts[:warm]:
             inputs = tokenizer(text, return_tensors="pt")
-            for answer in answering.values():
-                answer(inputs)
+            TURNS.run({name: partial(answer, inputs) for name, answer in answering.items()})
     print("warm", flush=True)
-    names = list(answering)
-    turn = 0
     for task, texts in chats.items():
         for batch in [*([text] for text in texts[warm:-BATCH]), texts[-BATCH:]]:
             inputs = tokenizer(batch, return_tensors="pt", padding=True)
-            answers = {}
-            for name in names[turn:] + names[:turn]:
-                # transformers refuses to speculate on batches.
-                if name != LOOKUP or len(batch) == 1:
-                    answers[name] = answering[name](inputs)
-            turn = (turn + 1) % len(names)
+            # transformers refuses to speculate on batches.
+            able = [name for name in answering if name != LOOKUP or len(batch) == 1]
+            answers = TURNS.run({name: partial(answering[name], inputs) for name in able})
             measured.setdefault((len(batch), task), []).append((inputs, answers))
         print(task, flush=True)
     return measured
@@ -197,8 +195,8 @@ def summarize(
                     "method": name,
                     "tokens/step": sum(tokens) / sum(one.steps for one in own),
                     "forward ms": 1e3 * median([seconds for one in own for seconds in one.forward]),
-                    "tokens/s": median([made / one.seconds for made, one in zip(tokens, own, strict=True)]),
-                    "times plain": median(ratios),
+                    "tokens/s": sum(tokens) / sum(one.seconds for one in own),
+                    "times plain": sum(one.seconds for one in plain) / sum(one.seconds for one in own),
                     "lowest": min(ratios),
                     "same": f"{same} of {count * len(own)}" + (f", {ties} at a tie" if ties else ""),
                 }
@@ -210,8 +208,8 @@ def main() -> None:
     """Parse, run, print, save."""
     every = [PLAIN, LOOKUP, *DRAFTERS, *SLOW]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=40, help="tokens of a reply (default 40)")
-    parser.add_argument("--prompts", type=int, default=2, help="single prompts a task (default 2); and a batch of 4")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a reply (default 64)")
+    parser.add_argument("--prompts", type=int, default=3, help="single prompts a task (default 3); and a batch of 4")
     parser.add_argument("--warm", type=int, default=1, help="prompts a task to warm up with (default 1)")
     parser.add_argument("--only", nargs="+", choices=every, metavar="METHOD", help="beside plain")
     parser.add_argument("--all", action="store_true", help=f"also {'; '.join(SLOW)}")
@@ -219,23 +217,28 @@ def main() -> None:
     given = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), padding_side="left")
+    passes = Passes()
+    passes.watch(model)
     names = [name for name in every if (name in given.only if given.only else given.all or name not in SLOW)]
     names = [PLAIN, *(name for name in names if name != PLAIN)]
     answering = {
-        name: method(model, given.tokens, Speculative(config=dict(config)))
+        name: method(model, passes, given.tokens, Speculative(config=dict(config)))
         for name, config in (DRAFTERS | SLOW).items()
+        if name in names
     }
-    answering[PLAIN] = method(model, given.tokens)
-    answering[LOOKUP] = method(model, given.tokens, prompt_lookup_num_tokens=10)
+    answering[PLAIN] = method(model, passes, given.tokens)
+    answering[LOOKUP] = method(model, passes, given.tokens, prompt_lookup_num_tokens=10)
     answering = {name: answering[name] for name in names}
-    measured = measure(model, tokenizer, answering, given.warm, given.prompts)
+    # Around all pieces, for none to end the mode of another.
+    with torch.inference_mode():
+        measured = measure(model, tokenizer, answering, given.warm, given.prompts)
     table = summarize(model, names, measured)
     note = (
         f"SmolLM2-135M-Instruct in float32 on a CPU, greedy, {given.tokens} tokens a reply: {given.prompts} prompts of "
-        f"each task alone, and {BATCH} in one batch. Methods take turns at every prompt. Ratios are medians over "
-        "prompts, lowest is a single one. Speeds are from end to end, the pass over the prompt included. A step is a "
-        "forward pass of a sequence; forward ms is the median of a pass, those over prompts left out. A reply that is "
-        f"not plain's left it where plain's logits of both tokens were within {TIE:g}."
+        f"each task alone, and {BATCH} in one batch. Methods take turns at every forward pass. Ratios are of all "
+        "prompts together, lowest is a single one. Speeds are from end to end, the pass over the prompt included. A "
+        "step is a forward pass of a sequence; forward ms is the median of a pass, those over prompts left out. A "
+        f"reply that is not plain's left it where plain's logits of both tokens were within {TIE:g}."
     )
     show("Live decoding in generate", table, note)
     save("generate_live", {"note": note, "table": table}, given.out)

@@ -1,8 +1,9 @@
 """Decode with real vLLM and the demo model, plain and with each speculative method, and compare the speed by task.
 
-Each method has an engine in a process of its own, warmed up with some replies. Then they take turns, round by round:
-each answers the same prompts in the same order, first one at a time, then another set with 8 at once. Every round has
-fresh prompts, so that no method sees a question twice. Replies are compared with plain's.
+Each method has an engine in a process of its own, warmed up with some replies. All answer the same prompts in the same
+order, first one at a time, then another set with 8 at once, and take turns at every step of the engine, so that they
+meet the same machine; pacing's clock stands still while others have their turn. Every round has fresh prompts, so that
+no method sees a question twice. Replies are compared with plain's.
 
     python bench/vllm_live.py [--rounds N] [--only METHOD ...] [--out FOLDER]
 """
@@ -13,7 +14,9 @@ import argparse
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
@@ -21,13 +24,14 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from harness import RESULTS, markdown, median, save, show
+from harness import RESULTS, markdown, save, show
 from tasks import tasks
 from vllm_runs import prompt
 
 STREAMS = 8
 WARM = 3
 DRAFTED = 12
+STEP, DONE = "step", "done"
 AT_ONCE = 2  # engines that start at the same time
 KV_CACHE = 2**29  # bytes: more than the streams need, and with all engines together less than the machine has
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
@@ -48,16 +52,44 @@ METHODS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 }
 
 
+class Clock:
+    """Seconds of the engine's own turns."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._since: float | None = None
+
+    def __call__(self) -> float:
+        return self._before + (0.0 if self._since is None else perf_counter() - self._since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let it run."""
+        self._since = perf_counter()
+        try:
+            yield
+        finally:
+            self._before, self._since = self(), None
+
+
 def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
-    """Answer prompts that come down the pipe until it says None; sends replies and measurements."""
+    """An engine that takes a step whenever it is told.
+
+    What comes down the pipe: prompts to answer, `STEP` to take a step, after which it says whether anything is left,
+    `DONE` to ask for the replies and measurements since the last time, or None to end.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
     from freedraft.integrations.hf.smollm2 import demo_model_path
+    from freedraft.integrations.vllm import drafting
 
+    clock = Clock()
+    drafting.StepPacing = partial(drafting.StepPacing, clock=clock)  # type: ignore[assignment,misc]
     speculative, additional = METHODS[method]
     llm = LLM(
         model=str(demo_model_path()),
@@ -68,34 +100,54 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
         enable_prefix_caching=False,
         kv_cache_memory_bytes=KV_CACHE,
         disable_log_stats=False,
+        distributed_executor_backend="uni",
         speculative_config=speculative,
         additional_config={"freedraft": additional} if additional else {},
     )
+    engine = llm.llm_engine
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
-    llm.generate(options["warm_up"], greedy, use_tqdm=False)
-    for text in options["warm_up"][::WARM]:
-        llm.generate(text, greedy, use_tqdm=False)
+    asked = 0
+    replies: dict[int, list[int]] = {}
+    before, started = _totals(llm), clock()
     pipe.send("ready")
-    while (job := pipe.recv()) is not None:
-        prompts, streams = job
-        before = _totals(llm)
-        started = perf_counter()
-        outputs = []
-        for i in range(0, len(prompts), 1 if streams == 1 else len(prompts)):
-            # With several streams all prompts are queued and vLLM keeps as many running as `max_num_seqs` says.
-            outputs += llm.generate(prompts[i : i + 1] if streams == 1 else prompts, greedy, use_tqdm=False)
-        seconds = perf_counter() - started
-        tokens, accepted = (now - then for now, then in zip(_totals(llm), before, strict=True))
-        pipe.send(
-            {
-                "replies": [list(out.outputs[0].token_ids) for out in outputs],
-                "seconds": seconds,
-                "tokens": tokens,
-                # A sequence's step commits the accepted tokens and one of the target's own.
-                "steps": tokens - accepted,
-            }
-        )
-    llm.llm_engine.engine_core.shutdown()
+    while (told := pipe.recv()) is not None:
+        if told == DONE:
+            tokens, accepted = (now - then for now, then in zip(_totals(llm), before, strict=True))
+            measured = {"seconds": clock() - started, "tokens": tokens, "steps": tokens - accepted}
+            pipe.send({"replies": [reply for _, reply in sorted(replies.items())], **measured})
+            replies = {}
+            before, started = _totals(llm), clock()
+        elif told == STEP:
+            with clock.running():
+                outputs = engine.step()
+            replies |= {int(out.request_id): list(out.outputs[0].token_ids) for out in outputs if out.finished}
+            pipe.send(engine.has_unfinished_requests())
+        else:
+            with clock.running():
+                for text in told:
+                    engine.add_request(str(asked), text, greedy)
+                    asked += 1
+    engine.engine_core.shutdown()
+
+
+def answer(pipes: Mapping[str, Connection], prompts: Sequence[str], streams: int) -> dict[str, dict[str, Any]]:
+    """Let all methods answer, one prompt at a time or, with several streams, all; returns what each measured.
+
+    A sequence's step commits the accepted tokens and one of the target's own: so many `steps` were taken.
+    """
+    at_once = 1 if streams == 1 else len(prompts)
+    for first in range(0, len(prompts), at_once):
+        for pipe in pipes.values():
+            pipe.send(prompts[first : first + at_once])
+        running = list(pipes)
+        while running:
+            for method in list(running):
+                pipes[method].send(STEP)
+                if not pipes[method].recv():
+                    running.remove(method)
+    for pipe in pipes.values():
+        pipe.send(DONE)
+    return {method: pipe.recv() for method, pipe in pipes.items()}
 
 
 def _totals(llm: Any) -> tuple[int, int]:
@@ -111,7 +163,6 @@ def compare(
     prompts = {
         task: [prompt(text) for text in texts] for task, texts in tasks(WARM + rounds * (single + several)).items()
     }
-    options["warm_up"] = [text for texts in prompts.values() for text in texts[:WARM]]
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -130,15 +181,15 @@ def compare(
         (task, streams): {method: [] for method in methods} for streams in (1, STREAMS) for task in prompts
     }
     try:
+        for streams, texts in ((STREAMS, slice(WARM)), (1, slice(1))):
+            answer(pipes, [text for of_task in prompts.values() for text in of_task[texts]], streams)
+        print("warm", flush=True)
         at = WARM
         for number in range(rounds):
             for streams, count in ((1, single), (STREAMS, several)):
                 for task, texts in prompts.items():
-                    # Each round begins with another method, so that none always meets the machine in one mood.
-                    for i in range(len(methods)):
-                        method = methods[(i + number) % len(methods)]
-                        pipes[method].send((texts[at : at + count], streams))
-                        measured[task, streams][method].append(pipes[method].recv())
+                    for method, round_ in answer(pipes, texts[at : at + count], streams).items():
+                        measured[task, streams][method].append(round_)
                 at += count
             print(f"round {number + 1} of {rounds}", flush=True)
     finally:
@@ -167,8 +218,8 @@ def summarize(measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) 
                     "streams": streams,
                     "task": task,
                     "method": method,
-                    "tokens/s": median(speed),
-                    "times plain": median(ratios),
+                    "tokens/s": _speed(rounds),
+                    "times plain": _speed(rounds) / _speed(plain),
                     "lowest": min(ratios),
                     "highest": max(ratios),
                     "tokens/step": sum(one["tokens"] for one in rounds) / sum(one["steps"] for one in rounds),
@@ -176,6 +227,10 @@ def summarize(measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) 
                 }
             )
     return table
+
+
+def _speed(rounds: Sequence[Mapping[str, Any]]) -> float:
+    return float(sum(one["tokens"] for one in rounds) / sum(one["seconds"] for one in rounds))
 
 
 def main() -> None:
@@ -196,11 +251,11 @@ def main() -> None:
     table = summarize(measured)
     note = (
         f"SmolLM2-135M-Instruct in float32, greedy, up to {given.tokens} tokens a reply, {DRAFTED} drafted tokens a "
-        f"step at most. {given.rounds} rounds of fresh prompts of each task (`bench/tasks.py`), the methods taking "
-        f"turns: {given.single} prompts one at a time, and {given.several} with {STREAMS} at once. Speeds are from end "
-        "to end, reading the prompt included; speeds and ratios are medians over the rounds, lowest and highest are "
-        "single rounds. Tokens a step are over all steps, with a draft or without. A reply may differ from plain's "
-        "where the two best tokens are nearly equal."
+        f"step at most. {given.rounds} rounds of fresh prompts of each task (`bench/tasks.py`): {given.single} one at "
+        f"a time, and {given.several} with {STREAMS} at once; the methods take turns at every step. Speeds are from "
+        "end to end, reading the prompt included, and of all rounds together; lowest and highest are single rounds. "
+        "Tokens a step are over all steps, with a draft or without. A reply may differ from plain's where the two best "
+        "tokens are nearly equal. Each engine is one process, with its worker in it."
     )
     show("Live decoding", table, note)
     saved = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float64, Int64
@@ -38,6 +39,7 @@ class StepTime:
     """No place weighs more samples than this."""
     SCALE_RATE = 0.1
     STALE = 1.5
+    NEAR = math.log(1.2)
 
     def __init__(self, prior_slope: float) -> None:
         self._log_grid = np.log(GRID)
@@ -88,8 +90,11 @@ class StepTime:
 
     def stale(self, tokens: int) -> bool:
         """Whether the load has changed so much since T(tokens) was measured that it says little."""
-        then = self._scale_then[self._place(tokens)]
-        return then > 0 and not 1 / self.STALE < self.scale / then < self.STALE
+        return bool(self._stale()[self._place(tokens)])
+
+    def _stale(self) -> NDArray[np.bool_]:
+        then = self._scale_then
+        return (then > 0) & ((self.scale >= self.STALE * then) | (self.scale * self.STALE <= then))
 
     @classmethod
     def known(cls, curve: Callable[[int], float]) -> StepTime:
@@ -105,8 +110,13 @@ class StepTime:
         return float(interpolate(GRID, self.shape, tokens))
 
     def samples_at(self, tokens: int) -> int:
-        """Steps seen near `tokens`, under about the load of now."""
-        return 0 if self.stale(tokens) else int(self.samples[self._place(tokens)])
+        """Steps seen near `tokens`, under about the load of now.
+
+        Near is up to a fifth more or less: where sequences come and go, a step of one size may never be seen alone.
+        """
+        near = np.abs(self._log_grid - math.log(max(tokens, 1))) <= self.NEAR
+        near[self._place(tokens)] = True
+        return int(self.samples[near & ~self._stale()].sum())
 
     def table(self) -> dict[int, float]:
         """T(n) in seconds, for the n that were measured."""

@@ -75,6 +75,16 @@ class TestStepTime:
             assert time.scale == pytest.approx(0.01 * load, rel=0.1)
             assert time.shape_at(4) == pytest.approx(1.6, rel=0.1)
 
+    def test_samples_of_about_as_many_tokens_count(self):
+        time = StepTime(0.03)
+        for n in (1, 10) * 30:
+            time.record(n, 0.01 * n)
+        assert [time.samples_at(n) for n in (1, 2, 8, 9, 10, 11, 13)] == [30, 0, 0, 30, 30, 30, 0]
+        for _ in range(60):
+            time.record(1, 0.03)
+        assert time.stale(10)
+        assert time.samples_at(11) == 0
+
     @pytest.mark.parametrize(
         ("tokens", "seconds"), [(0, 1.0), (-3, 1.0), (1, 0.0), (1, -1.0), (1, np.inf), (1, np.nan)]
     )
