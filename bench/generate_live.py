@@ -113,7 +113,7 @@ def method(
 
     def answer(inputs: Any) -> Answer:
         started = TURNS.clock()
-        output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, **options)
+        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
         seconds = TURNS.clock() - started
         forward = passes.taken()
         steps = len(forward) * len(output)
@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the result files")
     given = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
+    # All replies of one length, and no processor that would see to it.
+    model.generation_config.eos_token_id = None
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), padding_side="left")
     passes = Passes()
     passes.watch(model)

@@ -10,6 +10,9 @@ running ratio of the tokens a second to those of plain steps, 1 or more. This ma
 (Dinkelbach 1967, "On nonlinear fractional programming"), where the best ratio of each single step would spend too much
 on poor drafts. A token's probability includes its ancestors', so the likeliest first are always whole beginnings of
 drafts. T is measured while running; where nothing pays, k is 0.
+
+Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
+that number, w: the w likeliest tokens of each draft are verified, and the step takes S x (1 + w) tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import Settings, validate_settings
 from freedraft.plugins.step_time import GRID, StepTime, interpolate
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, UInt8
+from freedraft.retrieval.ragged import Bool, Float32, Float64, Int32, Int64, UInt8
 
 CALIBRATION_BUCKETS = 10
 
@@ -95,7 +98,7 @@ class Pacer:
         self._left_out = 0.0
         self._lock = threading.Lock()
 
-    def cut(self, drafts: Drafts, sequences: int, filled: int = 0) -> Drafts:
+    def cut(self, drafts: Drafts, sequences: int, filled: int = 0, *, padded: bool = False) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
 
         Sequences without a draft count too: they are in the same forward pass. Chains and trees alike.
@@ -105,11 +108,12 @@ class Pacer:
             sequences: how many sequences there are.
             filled: draft tokens that the pass would take where the runtime fills drafts up to one length; only for
                 `uniform`.
+            padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         """
         with self._lock:
-            return self._cut(drafts, sequences, filled)
+            return self._cut(drafts, sequences, filled, padded)
 
-    def _cut(self, drafts: Drafts, sequences: int, filled: int) -> Drafts:
+    def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
         self._exploring = False
         if total == 0:
@@ -120,12 +124,18 @@ class Pacer:
         probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
         sequences = max(sequences, 1)
         gain = max(self.gain, 1.0)
+        kept = np.ones(total, np.bool_)
         if self.settings.uniform:
-            keep, verified = total, max(total, filled)
+            widest = sequences * int(np.diff(drafts.offsets).max()) if padded else total
+            verified = max(widest, filled)
             surplus = float(probability.sum()) - gain * sequences * (self._cost(sequences, verified) - 1.0)
+        elif padded:
+            width, surplus = best_width(probability, drafts.offsets, sequences, GRID, self.step_time.shape, gain)
+            verified = sequences * width
+            kept = likeliest_of_each(probability, drafts.offsets, width)
         else:
-            keep, surplus = best_prefix(probability, sequences, GRID, self.step_time.shape, gain)
-            verified = keep
+            verified, surplus = best_prefix(probability, sequences, GRID, self.step_time.shape, gain)
+            kept = likeliest(probability, verified)
         pays = bool(surplus > self.settings.margin * sequences)
         if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
             verify = False
@@ -144,14 +154,12 @@ class Pacer:
         self._plain_in_a_row = 0
         self.verified += 1
         self._tried += self._exploring
-        self.kept += keep
         self._left_out = 0.0
-        if keep < total:
-            drafts = Drafts(
-                *keep_likeliest(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, keep)
-            )
+        if not kept.all():
+            drafts = Drafts(*only(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, kept))
             probability = drafts.probability
             self._left_out = float(probability.min())
+        self.kept += len(probability)
         self._expect(1.0 + float(probability.sum()) / sequences, self._cost(sequences, verified))
         return drafts
 
@@ -291,6 +299,7 @@ def compile_kernels() -> None:
     )
     pacer = Pacer()
     pacer.step_time = StepTime.known(lambda n: 1.0 + 0.2 * (n - 1))
+    cut = pacer.cut(drafts, 1, padded=True)
     cut = pacer.cut(drafts, 1)
     pacer.judge(cut.probability, cut.offsets, np.array([1]))
     StepTime(0.03).record(1, 1.0)
@@ -338,17 +347,62 @@ def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float6
 
 
 @kernel
-def keep_likeliest(
-    tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64, keep: int
-) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
-    """The `keep` likeliest nodes, 1 or more, of equals the first; the parts of `Drafts`.
+def best_width(
+    probability: Float32, offsets: Int64, sequences: int, grid: Int64, shape: Float64, gain: float
+) -> tuple[int, float]:
+    """The w from 1 up so that the w likeliest tokens of each draft bring most, by the rule above for padded passes.
 
-    A node is never likelier than its parent and comes after it, so no node loses its parent.
+    Returns:
+        w, and the tokens that it brings beyond those that its time is worth.
     """
+    expected = np.zeros(np.max(np.diff(offsets)))
+    for row in range(len(offsets) - 1):
+        ordered = np.sort(probability[offsets[row] : offsets[row + 1]])
+        for j in range(len(ordered)):
+            expected[j] += ordered[len(ordered) - 1 - j]
+    price = gain * sequences / interpolate(grid, shape, sequences)
+    best, most, total = 1, -np.inf, 0.0
+    for width in range(1, len(expected) + 1):
+        total += expected[width - 1]
+        surplus = total - price * interpolate(grid, shape, sequences * (1 + width))
+        if surplus > most:
+            best, most = width, surplus
+    return best, most + gain * sequences
+
+
+@kernel
+def likeliest(probability: Float32, keep: int) -> Bool:
+    """Mark the `keep` likeliest, of equals the first: bool `(t,)`."""
+    if keep >= len(probability):
+        return np.ones(len(probability), np.bool_)
     threshold = np.sort(probability)[len(probability) - keep]
-    equals = keep
-    for p in probability:
-        equals -= p > threshold
+    marks = probability > threshold
+    equals = keep - marks.sum()
+    for i in range(len(probability)):
+        if equals and probability[i] == threshold:
+            marks[i] = True
+            equals -= 1
+    return marks
+
+
+@kernel
+def likeliest_of_each(probability: Float32, offsets: Int64, keep: int) -> Bool:
+    """Mark the `keep` likeliest of each row, of equals the first: bool `(t,)`."""
+    marks = np.empty(len(probability), np.bool_)
+    for row in range(len(offsets) - 1):
+        marks[offsets[row] : offsets[row + 1]] = likeliest(probability[offsets[row] : offsets[row + 1]], keep)
+    return marks
+
+
+@kernel
+def only(
+    tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64, marks: Bool
+) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
+    """The nodes that are marked, among them the parent of each; the parts of `Drafts`.
+
+    The likeliest are such nodes: one is never likelier than its parent, and comes after it.
+    """
+    keep = marks.sum()
     kept_tokens, kept_parents = np.empty(keep, np.int32), np.empty(keep, np.int32)
     kept_probability, kept_source = np.empty(keep, np.float32), np.empty(keep, np.uint8)
     kept_offsets = np.zeros(len(offsets), np.int64)
@@ -357,12 +411,8 @@ def keep_likeliest(
     for row in range(len(offsets) - 1):
         start = used
         for i in range(offsets[row], offsets[row + 1]):
-            if probability[i] < threshold:
+            if not marks[i]:
                 continue
-            if probability[i] == threshold:
-                if equals == 0:
-                    continue
-                equals -= 1
             place[i] = used - start
             kept_tokens[used], kept_probability[used], kept_source[used] = tokens[i], probability[i], source[i]
             kept_parents[used] = -1 if parents[i] < 0 else place[offsets[row] + parents[i]]

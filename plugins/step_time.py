@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float64, Int64
+from freedraft.retrieval.ragged import Bool, Float64, Int64
 
 # The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
@@ -92,7 +91,7 @@ class StepTime:
         """Whether the load has changed so much since T(tokens) was measured that it says little."""
         return bool(self._stale()[self._place(tokens)])
 
-    def _stale(self) -> NDArray[np.bool_]:
+    def _stale(self) -> Bool:
         then = self._scale_then
         return (then > 0) & ((self.scale >= self.STALE * then) | (self.scale * self.STALE <= then))
 

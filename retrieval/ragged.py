@@ -15,6 +15,7 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
 
 MAX_TOKEN = 2**31 - 1
 

@@ -563,12 +563,22 @@ def best_prefix(
     return best, brings[best]
 
 
-def best_cut(rows: Sequence[Sequence[float]], sequences: int, time: Callable[[int], float], gain: float) -> float:
-    """What the best of all choices of beginnings of the rows' drafts brings, by trying all."""
+def best_cut(
+    rows: Sequence[Sequence[float]],
+    sequences: int,
+    time: Callable[[int], float],
+    gain: float,
+    padded: bool = False,
+) -> float:
+    """What the best of all choices of beginnings of the rows' drafts brings, by trying all.
+
+    Args:
+        padded: a pass has as many tokens for each sequence as for the one with the longest draft.
+    """
     worth = gain * sequences / time(sequences)
     return max(
         sum(sum(row[:n]) for row, n in zip(rows, lengths, strict=True))
-        - worth * (time(sequences + sum(lengths)) - time(sequences))
+        - worth * (time(sequences * (1 + max(lengths)) if padded else sequences + sum(lengths)) - time(sequences))
         for lengths in product(*(range(len(row) + 1) for row in rows))
     )
 

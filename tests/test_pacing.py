@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
-from freedraft.plugins.pacing import Pacer, PacingSettings, best_prefix, pacer_for
+from freedraft.plugins.pacing import Pacer, PacingSettings, best_prefix, best_width, pacer_for
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.step_time import GRID, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
@@ -179,6 +179,57 @@ class TestCut:
         drafts = Drafts.empty(3)
         assert pacer.cut(drafts, 3) is drafts
         assert pacer.steps == 0
+
+
+class TestPadded:
+    """Passes that take as many tokens for every sequence as for the one with the longest draft."""
+
+    @given(rows_of_chances, st.integers(0, 3), shapes(), st.floats(1, 3))
+    @settings(max_examples=150)
+    def test_the_width_is_the_best_of_all_choices(self, rows, idle, shape, gain):
+        drafts = chains(rows)
+        if not len(drafts.tokens):
+            return
+        sequences = len(rows) + idle
+        width, surplus = best_width(drafts.probability, drafts.offsets, sequences, GRID, shape, gain)
+        best = naive.best_cut(rows, sequences, lambda n: shape_at(shape, n), gain, padded=True)
+        assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
+        price = gain * sequences * (shape_at(shape, sequences * (1 + width)) / shape_at(shape, sequences) - 1)
+        assert surplus == pytest.approx(sum(sum(row[:width]) for row in rows) - price, abs=1e-6)
+
+    def test_what_is_padded_anyway_is_verified(self):
+        drafts = chains([[0.9, 0.8], [0.1, 0.1], []])
+        assert taught(0.1).cut(drafts, 3).tokens.tolist() == [0, 1]
+        cut = taught(0.1).cut(drafts, 3, padded=True)
+        assert cut.tokens.tolist() == [0, 1, 2, 3]
+        assert cut.offsets.tolist() == [0, 2, 4, 4]
+
+    def test_one_good_draft_does_not_pay_for_many_sequences(self):
+        drafts = chains([[0.9], *[[]] * 9])
+        assert len(taught(0.05).cut(drafts, 10).tokens) == 1
+        assert len(taught(0.05).cut(drafts, 10, padded=True).tokens) == 0
+        uniform = PacingSettings(uniform=True)
+        assert len(taught(0.05, uniform).cut(drafts, 10).tokens) == 1
+        assert len(taught(0.05, uniform).cut(drafts, 10, padded=True).tokens) == 0
+
+    def test_trees_keep_the_likeliest_nodes_of_each(self):
+        drafts = Drafts(
+            np.array([10, 11, 12, 13, 14, 20], np.int32),
+            np.array([-1, 0, 1, 0, 3, -1], np.int32),
+            np.array([0.9, 0.05, 0.04, 0.8, 0.7, 0.2], np.float32),
+            np.zeros(6, np.uint8),
+            np.array([0, 5, 6], np.int64),
+        )
+        cut = taught(0.2).cut(drafts, 2, padded=True)
+        assert cut.tokens.tolist() == [10, 13, 14, 20]
+        assert cut.parents.tolist() == [-1, 0, 1, -1]
+        assert cut.offsets.tolist() == [0, 3, 4]
+
+    def test_for_one_sequence_it_is_the_same(self):
+        drafts = chains([[0.9, 0.6, 0.3, 0.05]])
+        for slope in (0.0, 0.1, 0.4):
+            one, other = taught(slope).cut(drafts, 1), taught(slope).cut(drafts, 1, padded=True)
+            assert one.tokens.tolist() == other.tokens.tolist()
 
 
 class TestFloor:

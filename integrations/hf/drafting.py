@@ -120,7 +120,7 @@ class Drafting:
                 log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
                 drafts = chains
         if self._pacer is not None:
-            drafts = self._pacer.cut(drafts, count)
+            drafts = self._pacer.cut(drafts, count, padded=True)
         self._drafts = drafts
         shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
@@ -155,7 +155,8 @@ class Drafting:
         """Tell the pacer of a step that was not the first: its drafts, what came of them, its time from end to end."""
         if self._pacer is None:
             return
-        self._pacer.record(sum(draft.width for draft in drafts), seconds)
+        # Shorter drafts were padded.
+        self._pacer.record(len(drafts) * max(draft.width for draft in drafts), seconds)
         judged, lengths, accepted = [], [], []
         for row, (draft, step) in enumerate(zip(drafts, steps, strict=True)):
             # Where the text ended, what was left of the draft was not looked at.

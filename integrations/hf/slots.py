@@ -70,7 +70,7 @@ class Slots:
         longest = max(map(len, paths))
         chosen = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=self._place.device)
         straight = all(path[-1] == len(path) - 1 for path in paths)
-        for layer in self._cache.layers:
+        for layer in self._cache.layers if longest < width or not straight else ():
             for name in ("keys", "values"):
                 states = getattr(layer, name)
                 if not straight:

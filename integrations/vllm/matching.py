@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from freedraft.integrations.vllm.fingerprint import fingerprint
-from freedraft.integrations.vllm.table import EDGE, POSTPONED, UNKNOWN, Batch, Bool, Table
+from freedraft.integrations.vllm.table import EDGE, POSTPONED, UNKNOWN, Batch, Table
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Int32, Int64
+from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 NEVER = 2**62
 

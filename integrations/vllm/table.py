@@ -12,7 +12,6 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
 UInt64 = NDArray[np.uint64]
-Bool = NDArray[np.bool_]
 
 EDGE = 16
 """Tokens at the head and at the tail of a text that are looked at in every step; also the age, in tokens, below which

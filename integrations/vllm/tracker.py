@@ -43,7 +43,6 @@ from freedraft.integrations.vllm.table import (
     POSTPONED,
     UNKNOWN,
     Batch,
-    Bool,
     Bounds,
     Table,
     advance,
@@ -53,7 +52,7 @@ from freedraft.integrations.vllm.table import (
 )
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Int32, Int64
+from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 MOST_READ = 1 << 20
 """Tokens that the checks of one step may read, and again that new texts may bring: well below 1 ms each."""
