@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
@@ -86,10 +85,8 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
     from vllm import LLM, SamplingParams
 
     from freedraft.integrations.hf.smollm2 import demo_model_path
-    from freedraft.integrations.vllm import drafting
 
     clock = Clock()
-    drafting.StepPacing = partial(drafting.StepPacing, clock=clock)  # type: ignore[assignment,misc]
     speculative, additional = METHODS[method]
     llm = LLM(
         model=str(demo_model_path()),
@@ -105,6 +102,10 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
         additional_config={"freedraft": additional} if additional else {},
     )
     engine = llm.llm_engine
+    if speculative is OURS:
+        runner = engine.engine_core.engine_core.model_executor.driver_worker.model_runner
+        if (pacing := runner.drafter._drafting._pacing) is not None:
+            pacing._clock = clock
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
     asked = 0
     replies: dict[int, list[int]] = {}
