@@ -31,8 +31,9 @@ class Noting(Pacer):
         self.seconds: list[float] = []
         self.judged: list[tuple[int, int]] = []
 
-    def cut(self, drafts: Drafts, sequences: int) -> Drafts:
+    def cut(self, drafts: Drafts, sequences: int, filled: int = 0, *, padded: bool = False) -> Drafts:
         assert sequences == 1
+        assert padded
         self.cuts.append(len(drafts.tokens))
         return drafters.chain(drafts.tokens[: self.keep].tolist())
 
@@ -89,6 +90,32 @@ def test_what_is_cut_is_not_verified(text: list[int], keep: int) -> None:
     assert ours.statistics.proposed == sum(told.cuts) > ours.statistics.drafted
     # Every draft was right: the steps are as many as that leaves.
     assert ours.statistics.forward_passes == 1 + -(-(NEW - 1) // (keep + 1))
+
+
+def test_a_batch_is_timed_by_its_padded_size() -> None:
+    """The first row drafts three tokens, the second one: the pass has four for each."""
+
+    class Uneven(drafters.Scripted):
+        def draft(self, slots: Any, budget: Any) -> Drafts:
+            return drafters.chains([[3] * min(most, int(room)) for most, room in zip((3, 1), budget, strict=False)])
+
+    class Told(Noting):
+        def cut(self, drafts: Drafts, sequences: int, filled: int = 0, *, padded: bool = False) -> Drafts:
+            assert padded
+            assert sequences == drafts.rows
+            return drafts
+
+        def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
+            pass
+
+    ids = torch.cat([tiny.prompt(seed=0), tiny.prompt(seed=1)])
+    expected = tiny.plain(tiny.model(), ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    ours = Speculative(Uneven(), pacing="on")
+    ours._pacer = told = Told()
+    replies = tiny.speculative(tiny.model(), ids, ours, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert replies.tolist() == expected.tolist()
+    assert told.recorded[0] == 8
+    assert set(told.recorded[:3]) == {8}
 
 
 def test_outcomes_are_judged(text: list[int]) -> None:
