@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
-from freedraft.plugins.pacing import Pacer, PacingSettings, best_prefix, best_width, pacer_for
+from freedraft.plugins.pacing import Pacer, PacingSettings, pacer_for
+from freedraft.plugins.pacing_rule import best_prefix, best_width
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.step_time import GRID, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
