@@ -1,7 +1,7 @@
 """Pacing: how many of the drafted tokens are worth verifying now.
 
-`pacing_rule` has the rule, `step_time` learns what a step costs. Here they meet: when to verify, when to try what is not
-thought best so as to keep T current, and the account of how it went.
+`pacing_rule` has the rule, `step_time` learns what a step costs. Here they meet: when to verify, when to try what is
+not thought best so as to keep T current, and the account of how it went.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from freedraft.plugins.config import Settings, validate_settings
 from freedraft.plugins.pacing_rule import (
     best_prefix,
     best_width,
+    keep_marked,
     likeliest,
     likeliest_of_each,
     never_rising,
-    only,
 )
 from freedraft.plugins.step_time import GRID, StepTime
 from freedraft.retrieval.jit import kernel
@@ -69,6 +69,8 @@ class Pacer:
     verified, and `record` with the time of the whole step. Calls from several threads wait for one another.
 
     Attributes:
+        spills: part of what a draft costs shows in the step after it, which has more tokens to hand out: in vLLM on a
+            CPU 2.5 % of a step. Then a plain step is measured only where the one before it was plain, too.
         step_time: T(n).
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
@@ -80,9 +82,11 @@ class Pacer:
     FIRST_PLAIN = 3
     """Steps without a draft that come first, for T of a plain step to be known."""
     GAIN_MEMORY = 0.995
+    _LONG_AGO = 2**31
 
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
+        self.spills = True
         self.step_time = StepTime(self.settings.prior_slope)
         self.steps = self.verified = self.explored = 0
         self.drafted = self.kept = 0
@@ -153,9 +157,12 @@ class Pacer:
         self._tried += self._exploring
         self._left_out = 0.0
         if not kept.all():
-            drafts = Drafts(*only(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, kept))
+            drafts = Drafts(
+                *keep_marked(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, kept)
+            )
             probability = drafts.probability
-            self._left_out = float(probability.min())
+            # In padded passes a token may cost nothing, and says nothing of the price of others.
+            self._left_out = 0.0 if padded else float(probability.min())
         self.kept += len(probability)
         self._expect(1.0 + float(probability.sum()) / sequences, self._cost(sequences, verified))
         return drafts
@@ -165,14 +172,14 @@ class Pacer:
         return self.step_time.shape_at(sequences + verified) / self.step_time.shape_at(sequences)
 
     def _plain_step(self) -> None:
-        """Take in a step without a draft. The first after one with a draft tells nothing of T, see `record`."""
+        """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
         self._since_verified += 1
-        self._since_plain = 0 if self._plain_in_a_row else self._since_plain + 1
+        self._since_plain = 0 if self._plain_in_a_row or not self.spills else self._since_plain + 1
         self._plain_in_a_row += 1
         self._expect(1.0, 1.0)
 
     def _plain_every(self) -> float:
-        """Steps after which two without a draft are tried, the second to be measured.
+        """Steps after which one without a draft is tried, or two where drafts spill.
 
         Each loses `1 - 1 / gain` of a step, so that at any gain the trials cost half a percent. Everything is measured
         by T of a plain step, whose error decides where the gain is small.
@@ -210,21 +217,17 @@ class Pacer:
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
     def record(self, tokens: int, seconds: float) -> None:
-        """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included.
-
-        What a draft costs shows in part in the step after it, which has more tokens to hand out: in vLLM on a CPU 2.5 %
-        of a step. So a plain step counts only where the one before it was plain, too.
-        """
+        """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
         with self._lock:
-            if self._plain_in_a_row == 1:
+            if self.spills and self._plain_in_a_row == 1:
                 return
             ratio = self.step_time.record(tokens, seconds)
             if self._exploring and ratio < 2 / 3:
                 # Better than was thought: look again at once.
                 if self._verifying:
-                    self._since_verified = self.settings.explore
+                    self._since_verified = self._LONG_AGO
                 else:
-                    self._since_plain = self.settings.explore
+                    self._since_plain = self._LONG_AGO
 
     def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
         """Take in how chains did that were verified.
@@ -296,7 +299,7 @@ def compile_kernels() -> None:
     )
     pacer = Pacer()
     pacer.step_time = StepTime.known(lambda n: 1.0 + 0.2 * (n - 1))
-    cut = pacer.cut(drafts, 1, padded=True)
+    pacer.cut(drafts, 1, padded=True)
     cut = pacer.cut(drafts, 1)
     pacer.judge(cut.probability, cut.offsets, np.array([1]))
     StepTime(0.03).record(1, 1.0)

@@ -114,7 +114,7 @@ def likeliest_of_each(probability: Float32, offsets: Int64, keep: int) -> Bool:
 
 
 @kernel
-def only(
+def keep_marked(
     tokens: Int32, parents: Int32, probability: Float32, source: UInt8, offsets: Int64, marks: Bool
 ) -> tuple[Int32, Int32, Float32, UInt8, Int64]:
     """The nodes that are marked, among them the parent of each; the parts of `Drafts`.

@@ -13,6 +13,8 @@ from freedraft.retrieval.ragged import Bool, Float64, Int64
 # The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
 GRID: Int64 = np.array([*_GRID, 1024, 1536, 2048, 4096, 8192, 16384], np.int64)
+_LOG_GRID = np.log(GRID)
+_NEAR: Bool = np.abs(_LOG_GRID[:, None] - _LOG_GRID) < math.log(1.2) + 1e-9
 
 
 class StepTime:
@@ -37,11 +39,14 @@ class StepTime:
     MEMORY = 50.0
     """No place weighs more samples than this."""
     SCALE_RATE = 0.1
+    FIRST_MOST = 3.0
+    """A place's first samples count at most as so many times what is expected: what seems too dear is not soon tried
+    again."""
+    FADED = 0.05
+    """A place of less weight counts as never measured."""
     STALE = 1.5
-    NEAR = math.log(1.2)
 
     def __init__(self, prior_slope: float) -> None:
-        self._log_grid = np.log(GRID)
         self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
         self._raw: Float64 = self._prior.copy()
         self._weight: Float64 = np.zeros(len(GRID))
@@ -61,7 +66,7 @@ class StepTime:
         if tokens < 1 or not 0 < seconds < float("inf"):
             return 1.0
         at = self._place(tokens)
-        if self.stale(tokens):
+        if self._weight[at] < self.FADED or self.stale(tokens):
             self._first[at] = []
             self.samples[at] = 0
         shape = self.shape_at(tokens)
@@ -73,7 +78,7 @@ class StepTime:
             self.scale = median(self._first_scales)
         ratio = seconds / (self.scale * shape)
         if self.samples[at] <= self.FIRST:
-            self._first[at].append(seconds)
+            self._first[at].append(min(seconds, self.FIRST_MOST * self.scale * shape))
             self._raw[at] = median(self._first[at]) / self.scale
         else:
             # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
@@ -81,7 +86,8 @@ class StepTime:
             most = 4.0 if self._weight[at] < self.FIRST else 1.5
             self._raw[at] *= 1.0 + (min(max(ratio, 1 / most), most) - 1.0) / self._weight[at]
         self._scale_then[at] = self.scale
-        first = fit_monotone(self._raw, self._weight, self.samples, self._prior, self.shape)
+        known = np.where(self._weight < self.FADED, 0, self.samples)
+        first = fit_monotone(self._raw, self._weight, known, self._prior, self.shape)
         self._raw /= first
         self.scale *= first
         self._scale_then *= first
@@ -113,9 +119,7 @@ class StepTime:
 
         Near is up to a fifth more or less: where sequences come and go, a step of one size may never be seen alone.
         """
-        near = np.abs(self._log_grid - math.log(max(tokens, 1))) <= self.NEAR
-        near[self._place(tokens)] = True
-        return int(self.samples[near & ~self._stale()].sum())
+        return int(self.samples[_NEAR[self._place(tokens)] & ~self._stale()].sum())
 
     def table(self) -> dict[int, float]:
         """T(n) in seconds, for the n that were measured."""
@@ -126,7 +130,7 @@ class StepTime:
         }
 
     def _place(self, tokens: int) -> int:
-        return int(np.abs(self._log_grid - math.log(max(tokens, 1))).argmin())
+        return int(np.abs(_LOG_GRID - math.log(max(tokens, 1))).argmin())
 
 
 class _Known(StepTime):

@@ -558,15 +558,22 @@ def test_pacing_sees_all_rows() -> None:
     told: list[tuple[int, int]] = []
     pacer = ours._pacer
     assert pacer is not None
-    cut = pacer.cut
-    pacer.cut = lambda drafts, sequences: told.append((drafts.rows, sequences)) or drafts  # type: ignore[assignment,func-returns-value]
+    pacer.cut = lambda drafts, sequences, **_: told.append((drafts.rows, sequences)) or drafts  # type: ignore[assignment,func-returns-value]
     recorded: list[int] = []
     pacer.record = lambda tokens, seconds: recorded.append(tokens)  # type: ignore[assignment]
-    tiny.speculative(which, None, ours, **inputs, max_new_tokens=40)
-    assert callable(cut)
-    assert ours.statistics is not None
+    passes: list[tuple[int, int]] = []
+    handle = which.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        tiny.speculative(which, None, ours, **inputs, max_new_tokens=40)
+    finally:
+        handle.remove()
     assert told[0] == (4, 4)
-    assert sum(recorded) == ours.statistics.drafted + ours.statistics.steps - 4
+    assert all(rows == sequences for rows, sequences in told)
+    # Rows end at different places, and drafts differ in length: each row is padded to the longest.
+    assert recorded == [rows * width for rows, width in passes[1:]]
+    assert {rows for rows, _ in passes} > {4}
     assert len(ours.pacing["calibration"]) > 0  # type: ignore[index]
 
 

@@ -232,6 +232,72 @@ class TestPadded:
             one, other = taught(slope).cut(drafts, 1), taught(slope).cut(drafts, 1, padded=True)
             assert one.tokens.tolist() == other.tokens.tolist()
 
+    def test_the_gain_counts_what_is_padded(self):
+        """Rows of one and of no tokens: the pass has two tokens for each."""
+        pacer = Pacer(PacingSettings(margin=0, explore=10**6))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.05 * (n - 4))
+        for _ in range(3000):
+            assert len(pacer.cut(chains([[0.9], [0.9], [], []]), 4, padded=True).tokens) == 2
+        assert pacer.gain == pytest.approx((1 + 1.8 / 4) / 1.2, rel=0.02)
+
+
+class TestClosedLoop:
+    """What is decided is what is measured: a machine whose steps take T(n), and drafts of one kind."""
+
+    def run(self, pacer, time, steps, sequences=lambda step: 1, chance=0.95):
+        lengths = []
+        for step in range(steps):
+            rows = sequences(step)
+            cut = pacer.cut(chains([falling([chance] * 12)] * rows), rows)
+            lengths.append(len(cut.tokens) / rows)
+            tokens = rows + len(cut.tokens)
+            pacer.record(tokens, time(tokens, step))
+        return lengths
+
+    @pytest.mark.parametrize("spills", [True, False])
+    def test_one_slow_step_does_not_end_drafting(self, spills):
+        """On a CPU 2 to 9 tokens cost 1.75 steps, and more of them more; the first long draft met a hiccup."""
+        pacer = Pacer()
+        pacer.spills = spills
+        slow = []
+
+        def time(tokens, step):
+            usual = 0.05 * (1 if tokens == 1 else 1.75 if tokens <= 9 else tokens / 5)
+            if tokens > 4 and not slow:
+                slow.append(step)
+                return 20 * usual
+            return usual
+
+        lengths = self.run(pacer, time, 400)
+        assert slow
+        assert np.median(lengths[-100:]) >= 6
+
+    def test_drafts_where_sequences_come_and_go(self):
+        source = np.random.default_rng(0)
+        lengths = self.run(
+            Pacer(), lambda tokens, step: 0.05 * (1 + 0.01 * tokens), 40, lambda step: int(source.integers(9, 13))
+        )
+        assert sum(length > 0 for length in lengths) > 25
+
+    def test_looks_again_at_once_where_a_plain_step_was_better_than_thought(self):
+        """At twice plain's speed trials are rare, but a plain step in half its time changes all."""
+        pacer = Pacer()
+        self.run(pacer, lambda tokens, step: 0.05 * (1 + 0.05 * tokens), 400)
+        assert pacer.gain > 2
+        plain = self.run(pacer, lambda tokens, step: 0.01 if tokens == 1 else 0.05 * (1 + 0.05 * tokens), 260)
+        first = plain.index(0)
+        assert 0 in plain[first + 2 : first + 5]
+
+    def test_where_drafts_do_not_spill_one_plain_step_is_a_trial(self):
+        for spills, together in ((True, 2), (False, 1)):
+            pacer = Pacer()
+            pacer.spills = spills
+            lengths = self.run(pacer, lambda tokens, step: 0.05 * (1 + 0.05 * tokens), 600)
+            plain = [step for step, length in enumerate(lengths) if not length and step > 20]
+            runs = sum(1 for step in plain if step - 1 not in plain)
+            assert runs
+            assert len(plain) == together * runs
+
 
 class TestFloor:
     @given(rows_of_chances, st.floats(0, 0.6), st.floats(1, 3))

@@ -108,7 +108,7 @@ class Drafting:
         """Drafts of at most so many tokens, no longer than pays where drafts are paced."""
         count = len(budgets)
         if max(budgets) <= 0:
-            self._drafts = self._asked = Drafts.empty(count)
+            self._drafts = self._asked = self._paced(Drafts.empty(count))
             return [NO_DRAFT] * count
         started = perf_counter()
         drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
@@ -119,9 +119,7 @@ class Drafting:
             if chains is not drafts:
                 log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
                 drafts = chains
-        if self._pacer is not None:
-            drafts = self._pacer.cut(drafts, count, padded=True)
-        self._drafts = drafts
+        self._drafts = drafts = self._paced(drafts)
         shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
         return shapes
@@ -151,21 +149,41 @@ class Drafting:
             self._reopen(np.flatnonzero(lost))
         self._statistics.drafting_seconds += perf_counter() - started
 
+    def _paced(self, drafts: Drafts) -> Drafts:
+        if self._pacer is None:
+            return drafts
+        try:
+            return self._pacer.cut(drafts, drafts.rows, padded=True)
+        except Exception:
+            self._give_up_pacing()
+            return drafts
+
     def measured(self, drafts: Sequence[Draft], steps: Sequence[Step], seconds: float) -> None:
         """Tell the pacer of a step that was not the first: its drafts, what came of them, its time from end to end."""
         if self._pacer is None:
             return
-        # Shorter drafts were padded.
-        self._pacer.record(len(drafts) * max(draft.width for draft in drafts), seconds)
+        try:
+            # Shorter drafts were padded.
+            self._pacer.record(len(drafts) * max(draft.width for draft in drafts), seconds)
+            self._judge(self._pacer, drafts, steps)
+        except Exception:
+            self._give_up_pacing()
+
+    def _judge(self, pacer: Pacer, drafts: Sequence[Draft], steps: Sequence[Step]) -> None:
         judged, lengths, accepted = [], [], []
         for row, (draft, step) in enumerate(zip(drafts, steps, strict=True)):
-            # Where the text ended, what was left of the draft was not looked at.
-            if isinstance(draft, Chain) and draft.tokens and not step.done:
+            # Where the text ended, what was left of a draft was not looked at. Of a tree a chain may have been left.
+            if draft.tokens and not step.done and isinstance(as_draft(self._drafts, row), Chain):
                 judged.append(self._drafts.probability[self._drafts.row(row)][: len(draft.tokens)])
                 lengths.append(len(draft.tokens))
                 accepted.append(step.accepted)
         if judged:
-            self._pacer.judge(np.concatenate(judged), _offsets(lengths), np.array(accepted))
+            pacer.judge(np.concatenate(judged), _offsets(lengths), np.array(accepted))
+
+    def _give_up_pacing(self) -> None:
+        """Go on without pacing, for this call."""
+        logger.exception("freedraft: pacing failed; drafts are verified as they are")
+        self._pacer = None
 
     def end(self, ended: Sequence[bool]) -> None:
         """Close sequences, one flag each."""

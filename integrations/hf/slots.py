@@ -70,13 +70,8 @@ class Slots:
         longest = max(map(len, paths))
         chosen = torch.tensor([[*path, *[0] * (longest - len(path))] for path in paths], device=self._place.device)
         straight = all(path[-1] == len(path) - 1 for path in paths)
-        for layer in self._cache.layers if longest < width or not straight else ():
-            for name in ("keys", "values"):
-                states = getattr(layer, name)
-                if not straight:
-                    newest = states[:, :, states.shape[2] - width :]
-                    newest[:, :, :longest] = _gathered(newest, chosen)
-                setattr(layer, name, states[:, :, : states.shape[2] - width + longest])
+        if longest < width or not straight:
+            self._gather(width, longest, None if straight else chosen)
         kept = torch.tensor([len(path) for path in paths], device=self._place.device)
         new = torch.arange(longest, device=self._place.device)[None]
         self._place = torch.cat([self._place, self.lengths[:, None] + new], dim=1)
@@ -85,6 +80,16 @@ class Slots:
         self._count += longest
         if self._count > 1.25 * int(self.lengths.max()) + self.SLACK:
             self.compact()
+
+    def _gather(self, width: int, longest: int, chosen: torch.Tensor | None) -> None:
+        """Cut the newest `width` slots to `longest`, those that are `chosen` moved there first."""
+        for layer in self._cache.layers:
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                if chosen is not None:
+                    newest = states[:, :, states.shape[2] - width :]
+                    newest[:, :, :longest] = _gathered(newest, chosen)
+                setattr(layer, name, states[:, :, : states.shape[2] - width + longest])
 
     def compact(self) -> None:
         """Move every token to the slot of its place in the text."""

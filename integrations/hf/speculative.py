@@ -29,7 +29,7 @@ from freedraft.integrations.hf.tokens import Tokens
 from freedraft.integrations.hf.verification import Verification
 from freedraft.plugins.base import Drafter, TakesReference
 from freedraft.plugins.config import SECTIONS, Config, parse_config, validate_settings
-from freedraft.plugins.pacing import pacer_for
+from freedraft.plugins.pacing import compile_kernels, pacer_for
 from freedraft.plugins.registry import drafter_from_config
 from freedraft.retrieval.errors import ConfigError, InputError, UnsupportedError
 from freedraft.retrieval.ragged import Int32
@@ -81,6 +81,10 @@ class Speculative:
         self.totals = Statistics()
         self._guard = Guard(self.drafter)
         self._pacer = pacer_for(self.drafter, parsed.sections.get("pacing", {}))
+        if self._pacer is not None:
+            # The whole step is timed here; and no step is to wait for a kernel.
+            self._pacer.spills = False
+            compile_kernels()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
