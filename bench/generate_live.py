@@ -107,24 +107,32 @@ class Answer:
 def method(
     model: Any, passes: Passes, tokens: int, ours: Speculative | None = None, **options: Any
 ) -> Callable[[Any], Answer]:
-    """One that answers a batch of inputs with `tokens` tokens each; `ours` keeps its drafter from call to call."""
+    """One that answers a batch of inputs, up to `tokens` tokens each; `ours` keeps its drafter from call to call."""
     if ours is not None:
         options["custom_generate"] = ours
+    end = model.generation_config.eos_token_id
+    ends = [end] if isinstance(end, int) else list(end or ())
 
     def answer(inputs: Any) -> Answer:
         started = TURNS.clock()
         output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, **options)
         seconds = TURNS.clock() - started
         forward = passes.taken()
-        steps = len(forward) * len(output)
+        replies = [_ended(row, ends) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+        # A row that has ended is in no pass any more, with ours; with others it is, and not counted.
+        steps = sum(map(len, replies)) if not options else len(forward) * len(replies)
         if ours is not None:
-            # A row that has ended is in no pass any more.
             assert ours.statistics is not None
             assert ours.statistics.drafter_errors == 0
             steps = ours.statistics.steps
-        return Answer(output[:, inputs["input_ids"].shape[1] :].tolist(), seconds, forward[1:], steps)
+        return Answer(replies, seconds, forward[1:], steps)
 
     return answer
+
+
+def _ended(reply: list[int], ends: Sequence[int]) -> list[int]:
+    """A reply up to the token that ends it, that one included."""
+    return next((reply[: i + 1] for i, token in enumerate(reply) if token in ends), reply)
 
 
 def left_at_a_tie(model: Any, ids: torch.Tensor, expected: Sequence[int], reply: Sequence[int]) -> bool:
@@ -133,31 +141,48 @@ def left_at_a_tie(model: Any, ids: torch.Tensor, expected: Sequence[int], reply:
     Args:
         ids: int64 `(length,)`, the prompt without padding.
     """
-    place = next(i for i, (token, other) in enumerate(zip(reply, expected, strict=True)) if token != other)
+    place = next(i for i, (token, other) in enumerate(zip(reply, expected, strict=False)) if token != other)
     text = torch.cat([ids, torch.tensor(expected[:place], dtype=torch.long)])
     with torch.inference_mode():
         logits = model(text[None]).logits[0, -1]
     return abs(float(logits[expected[place]] - logits[reply[place]])) < TIE
 
 
+def in_turns(
+    answering: Mapping[str, Callable[[Any], Answer]], inputs: Sequence[Any], first: int
+) -> list[dict[str, Answer]]:
+    """What every method makes of all `inputs`, one after the other; method number `first` begins."""
+    names = list(answering)
+    first %= len(names)
+
+    def answer_all(name: str) -> list[Answer]:
+        return [answering[name](one) for one in inputs]
+
+    answers = TURNS.run({name: partial(answer_all, name) for name in names[first:] + names[:first]})
+    return [{name: answers[name][i] for name in names} for i in range(len(inputs))]
+
+
 def measure(
     model: Any, tokenizer: Any, answering: Mapping[str, Callable[[Any], Answer]], warm: int, single: int
 ) -> dict[tuple[int, str], list[tuple[Any, dict[str, Answer]]]]:
     """(batch size, task) -> for each batch its inputs, and what every method made of them."""
+
+    def encoded(texts: Sequence[str]) -> Any:
+        return tokenizer(texts, return_tensors="pt", padding=True)
+
+    # transformers refuses to speculate on batches.
+    batching = {name: answer for name, answer in answering.items() if name != LOOKUP}
     measured: dict[tuple[int, str], list[tuple[Any, dict[str, Answer]]]] = {}
     chats = {task: [prompt(text) for text in texts] for task, texts in tasks(warm + single + BATCH).items()}
-    for texts in chats.values():
-        for text in texts[:warm]:
-            inputs = tokenizer(text, return_tensors="pt")
-            TURNS.run({name: partial(answer, inputs) for name, answer in answering.items()})
+    warming = [text for texts in chats.values() for text in texts[:warm]]
+    in_turns(answering, [encoded([text]) for text in warming], 0)
+    in_turns(batching, [encoded(warming[:BATCH])], 0)
     print("warm", flush=True)
-    for task, texts in chats.items():
-        for batch in [*([text] for text in texts[warm:-BATCH]), texts[-BATCH:]]:
-            inputs = tokenizer(batch, return_tensors="pt", padding=True)
-            # transformers refuses to speculate on batches.
-            able = [name for name in answering if name != LOOKUP or len(batch) == 1]
-            answers = TURNS.run({name: partial(answering[name], inputs) for name in able})
-            measured.setdefault((len(batch), task), []).append((inputs, answers))
+    for turn, (task, texts) in enumerate(chats.items()):
+        alone = [encoded([text]) for text in texts[warm:-BATCH]]
+        measured[1, task] = list(zip(alone, in_turns(answering, alone, turn), strict=True))
+        batch = [encoded(texts[-BATCH:])]
+        measured[BATCH, task] = list(zip(batch, in_turns(batching, batch, turn), strict=True))
         print(task, flush=True)
     return measured
 
@@ -216,8 +241,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the result files")
     given = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=torch.float32).eval()
-    # All replies of one length, and no processor that would see to it.
-    model.generation_config.eos_token_id = None
     tokenizer = AutoTokenizer.from_pretrained(demo_model_path(), padding_side="left")
     passes = Passes()
     passes.watch(model)
@@ -236,8 +259,8 @@ def main() -> None:
         measured = measure(model, tokenizer, answering, given.warm, given.prompts)
     table = summarize(model, names, measured)
     note = (
-        f"SmolLM2-135M-Instruct in float32 on a CPU, greedy, {given.tokens} tokens a reply: {given.prompts} prompts of "
-        f"each task alone, and {BATCH} in one batch. Methods take turns at every forward pass. Ratios are of all "
+        f"SmolLM2-135M-Instruct in float32 on a CPU, greedy, up to {given.tokens} tokens a reply: {given.prompts} "
+        f"prompts of each task alone, and {BATCH} in one batch. Methods take turns at every forward pass. Ratios are of all "
         "prompts together, lowest is a single one. Speeds are from end to end, the pass over the prompt included. A "
         "step is a forward pass of a sequence; forward ms is the median of a pass, those over prompts left out. A "
         f"reply that is not plain's left it where plain's logits of both tokens were within {TIE:g}."

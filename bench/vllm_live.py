@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -31,6 +31,7 @@ STREAMS = 8
 WARM = 3
 DRAFTED = 12
 STEP, DONE = "step", "done"
+SETTLE = 0.01  # seconds
 AT_ONCE = 2  # engines that start at the same time
 KV_CACHE = 2**29  # bytes: more than the streams need, and with all engines together less than the machine has
 OURS = {"method": "custom_class", "model": "freedraft.integrations.vllm.Proposer", "num_speculative_tokens": DRAFTED}
@@ -104,6 +105,7 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
     engine = llm.llm_engine
     if speculative is OURS:
         runner = engine.engine_core.engine_core.model_executor.driver_worker.model_runner
+        # Before that it was the machine's.
         if (pacing := runner.drafter._drafting._pacing) is not None:
             pacing._clock = clock
     greedy = SamplingParams(temperature=0, max_tokens=options["tokens"])
@@ -114,6 +116,8 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
     while (told := pipe.recv()) is not None:
         if told == DONE:
             tokens, accepted = (now - then for now, then in zip(_totals(llm), before, strict=True))
+            if speculative is OURS:
+                assert runner.drafter.statistics.errors == 0
             measured = {"seconds": clock() - started, "tokens": tokens, "steps": tokens - accepted}
             pipe.send({"replies": [reply for _, reply in sorted(replies.items())], **measured})
             replies = {}
@@ -128,24 +132,34 @@ def worker(method: str, options: dict[str, Any], pipe: Connection) -> None:
                 for text in told:
                     engine.add_request(str(asked), text, greedy)
                     asked += 1
+            pipe.send(True)
     engine.engine_core.shutdown()
 
 
-def answer(pipes: Mapping[str, Connection], prompts: Sequence[str], streams: int) -> dict[str, dict[str, Any]]:
+def answer(
+    pipes: Mapping[str, Connection], prompts: Sequence[str], streams: int, first: int = 0
+) -> dict[str, dict[str, Any]]:
     """Let all methods answer, one prompt at a time or, with several streams, all; returns what each measured.
 
-    A sequence's step commits the accepted tokens and one of the target's own: so many `steps` were taken.
+    Method number `first` has the first turn. A sequence's step commits the accepted tokens and one of the target's own:
+    so many `steps` were taken.
     """
     at_once = 1 if streams == 1 else len(prompts)
-    for first in range(0, len(prompts), at_once):
-        for pipe in pipes.values():
-            pipe.send(prompts[first : first + at_once])
-        running = list(pipes)
-        while running:
-            for method in list(running):
-                pipes[method].send(STEP)
-                if not pipes[method].recv():
-                    running.remove(method)
+    parts = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
+    names = list(pipes)
+    waiting = {name: list(parts) for name in names[first:] + names[:first]}
+    busy = dict.fromkeys(waiting, False)
+    while waiting:
+        for method in list(waiting):
+            if not busy[method]:
+                pipes[method].send(waiting[method].pop(0))
+                pipes[method].recv()
+            # Until the threads of the one before have gone to sleep.
+            sleep(SETTLE)
+            pipes[method].send(STEP)
+            busy[method] = pipes[method].recv()
+            if not busy[method] and not waiting[method]:
+                del waiting[method]
     for pipe in pipes.values():
         pipe.send(DONE)
     return {method: pipe.recv() for method, pipe in pipes.items()}
@@ -188,8 +202,9 @@ def compare(
         at = WARM
         for number in range(rounds):
             for streams, count in ((1, single), (STREAMS, several)):
-                for task, texts in prompts.items():
-                    for method, round_ in answer(pipes, texts[at : at + count], streams).items():
+                for turn, (task, texts) in enumerate(prompts.items()):
+                    first = (number + turn) % len(methods)
+                    for method, round_ in answer(pipes, texts[at : at + count], streams, first).items():
                         measured[task, streams][method].append(round_)
                 at += count
             print(f"round {number + 1} of {rounds}", flush=True)
