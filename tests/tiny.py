@@ -50,7 +50,7 @@ DRAFTERS: dict[str, Callable[[list[int]], drafters.Scripted]] = {
 """Name -> a drafter, given the text (prompt and output) that the model is going to write."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """A second thread only gets in the way of small models, and of the tests in the other process.
 
