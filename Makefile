@@ -20,7 +20,7 @@ demo: $(STAMP) ## a chat model answers three inputs, plain and with freedraft (t
 	@.venv/bin/freedraft demo
 
 test: $(STAMP) ## all tests but the slow ones, in two processes
-	@$(PYTEST) -m "not slow" -n 2 --dist loadfile
+	@$(PYTEST) -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP) ## all tests, the slow ones too
 	@$(PYTEST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,9 +24,11 @@ from freedraft.retrieval.index.store import CorpusIndex
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import scan_batches
+from cuda_simulator import SIMULATED, give_way
 from small_index import create
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    give_way()
 DRAFTED = 8
 Arrays = tuple[Any, ...]
 

@@ -33,6 +33,26 @@ settings.register_profile(
 )
 settings.load_profile("freedraft")
 
+# What takes longest begins first, so that the processes of `make test` end together. The first two do not compile the
+# same kernels at once.
+LONGEST = (
+    "vllm_engine",
+    "demo",
+    "hf_trees",
+    "mixing",
+    "vllm_server",
+    "corpus_end_to_end",
+    "vllm_tracker",
+    "capture",
+    "vllm_drafting",
+    "cuda_bench",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:

@@ -6,9 +6,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 """Whether this process has it."""
+
+
+def give_way() -> None:
+    """Let the simulator's threads run while it waits for them.
+
+    It asks each again and again whether it is alive. Meanwhile another gets its turn only every 5 ms, and a batch has
+    thousands of turns.
+    """
+    from numba.cuda.simulator.kernel import BlockThread
+
+    def is_alive(thread: Thread) -> bool:
+        sleep(0)
+        return Thread.is_alive(thread)
+
+    BlockThread.is_alive = is_alive
 
 
 def assert_passes_simulated(file: str, *options: str, jit: bool = False) -> None:

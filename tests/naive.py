@@ -68,11 +68,12 @@ def longest_match(text: Sequence[int]) -> int:
 
 def match_in(learnt: Sequence[int], text: Sequence[int]) -> int:
     """The length of the longest suffix of `text` that occurs in `learnt` with a token after it."""
-    for length in range(min(len(text), len(learnt) - 1), 0, -1):
-        suffix = list(text[len(text) - length :])
-        if any(list(learnt[i : i + length]) == suffix for i in range(len(learnt) - length)):
+    ends = list(range(len(learnt) - 1))
+    for length in range(len(text)):
+        ends = [end for end in ends if end >= length and learnt[end - length] == text[len(text) - 1 - length]]
+        if not ends:
             return length
-    return 0
+    return len(text)
 
 
 def prompt_lookup(text: Sequence[int], low: int, high: int, budget: int, *, earliest: bool) -> list[int]:
@@ -186,11 +187,10 @@ def index_continuations(
 
 def index_match(documents: Sequence[Sequence[int]], text: Sequence[int], min_count: int = 1) -> int:
     """The length of the longest suffix of `text` that a continuation is kept for."""
-    longest = max((len(document) for document in documents), default=0)
-    for length in range(min(len(text), longest), 0, -1):
-        if index_continuations(documents, text[len(text) - length :], min_count):
+    for length in range(len(text)):
+        if not index_continuations(documents, text[len(text) - 1 - length :], min_count):
             return length
-    return 0
+    return len(text)
 
 
 def index_count(documents: Sequence[Sequence[int]], context: Sequence[int]) -> int:

@@ -37,7 +37,8 @@ PROMPT = list(range(100, 120))
 REPLY = list(range(1000, 1040))
 SIZE = 2**20
 
-# Argv: folder, tokenizer, the first token of all replies, how many replies, tokens of a segment.
+# Argv: folder, tokenizer, the first token of all replies, how many replies, tokens of a segment, whether it drafts from
+# the folder too.
 WORKER = """
 import sys
 import numpy as np
@@ -47,9 +48,9 @@ from freedraft.retrieval.ragged import ragged
 
 capture.EXIT_SECONDS = 60  # on a busy machine, the disk may take its time
 folder, tokenizer, *numbers = sys.argv[1:]
-first, replies, tokens = map(int, numbers)
-made = make_drafter("fusion", {"memory": "8MiB", "capture": folder, "index": folder, "tokenizer": tokenizer,
-                               "capture_tokens": tokens})
+first, replies, tokens, reads = map(int, numbers)
+made = make_drafter("fusion", {"memory": "8MiB", "capture": folder, "tokenizer": tokenizer, "capture_tokens": tokens,
+                               **({"index": folder} if reads else {})})
 print("ready", flush=True)
 sys.stdin.readline()
 for i in range(replies):
@@ -88,8 +89,8 @@ COMPILING = 300
 """Seconds that a process may take whose kernels are not in the cache yet."""
 
 
-def start(*arguments):
-    command = [sys.executable, "-c", WORKER, *map(str, arguments)]
+def start(*arguments, reads=True):
+    command = [sys.executable, "-c", WORKER, *map(str, arguments), str(int(reads))]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -224,7 +225,8 @@ class TestManyProcesses:
     def test_one_that_is_killed_leaves_a_whole_index(self, tmp_path, tokenizer):
         folder = tmp_path / "c"
         for life in range(3):
-            process = start(folder, tokenizer, 1000 * 10**3 * (life + 1), 10**5, 100)
+            # For each number of segments that a drafter reads, kernels are compiled.
+            process = start(folder, tokenizer, 1000 * 10**3 * (life + 1), 10**5, 100, reads=False)
             go(process)
             before = len(texts(folder))
             while sum(entry.documents for entry in CorpusIndex(folder).manifest.segments) == before:

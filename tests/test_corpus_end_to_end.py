@@ -20,10 +20,11 @@ from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.index.errors import TokenizerMismatchError
 
 pytestmark = pytest.mark.model
+one_thread = tiny.one_thread
 
 FUNCTION = inspect.getsource(rich.columns.Columns.add_renderable)
 TEXT = prompt(f"Repeat this function.\n```python\n{FUNCTION}```")
-TOKENS = 80
+TOKENS = 50
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +39,26 @@ def options(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "options.yaml"
 
 
-def test_generate(model: Any, tokenizer: Any, options: Path) -> None:
+@pytest.fixture(scope="module")
+def plain(model: Any, tokenizer: Any) -> Any:
+    """The text as `generate` gives it without drafts."""
+    return tiny.plain(model, None, **tokenizer(TEXT, return_tensors="pt"), max_new_tokens=TOKENS)
+
+
+def test_generate(model: Any, tokenizer: Any, plain: Any, options: Path) -> None:
     inputs = tokenizer(TEXT, return_tensors="pt")
-    expected = tiny.plain(model, None, **inputs, max_new_tokens=TOKENS)
     ours = Speculative(config=options)
-    assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(expected)
+    assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(plain)
     assert ours.statistics is not None
     assert ours.statistics.drafter_errors == 0
     assert ours.statistics.tokens_per_step > 1.2
 
 
-def test_fusion_draws_on_the_index_too(model: Any, tokenizer: Any, options: Path) -> None:
+def test_fusion_draws_on_the_index_too(model: Any, tokenizer: Any, plain: Any, options: Path) -> None:
     given = yaml.safe_load(options.read_text())
     inputs = tokenizer(TEXT, return_tensors="pt")
     ours = Speculative("fusion", pacing="off", index=given["index"], tokenizer=None)
-    expected = tiny.plain(model, None, **inputs, max_new_tokens=TOKENS)
-    assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(expected)
+    assert tiny.speculative(model, None, ours, **inputs, max_new_tokens=TOKENS).equal(plain)
     assert ours.statistics is not None
     assert ours.statistics.drafter_errors == 0
     assert ours.statistics.tokens_per_step > 1.2

@@ -14,6 +14,7 @@ from freedraft.integrations.demo.measure import PLAIN, forward_passes, greedy, m
 from freedraft.integrations.hf import Speculative
 from freedraft.retrieval.errors import ConfigError, InputError
 
+one_thread = tiny.one_thread
 FIELDS = {"input", "method", "tokens", "tokens_per_second", "tokens_per_step", "identical"}
 
 
@@ -123,7 +124,7 @@ def test_the_shipped_inputs_on_the_real_model(model_path, tmp_path):
     How much of a draft is worth verifying is a matter of the machine, so pacing is off.
     """
     (tmp_path / "unpaced.yaml").write_text("pacing: off\n")
-    options = ["--json", "--max-new-tokens", 100, "--repeats", 1, "--config", tmp_path / "unpaced.yaml"]
+    options = ["--json", "--max-new-tokens", 40, "--repeats", 1, "--config", tmp_path / "unpaced.yaml"]
     printed = json.loads(run("--model", model_path, *options).output)
     assert [one["input"] for one in printed if one["method"] == PLAIN] == list(SHIPPED)
     assert all(one["identical"] for one in printed if one["method"] != "transformers prompt lookup")

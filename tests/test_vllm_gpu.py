@@ -17,7 +17,7 @@ from types import ModuleType, SimpleNamespace
 
 import naive_scan
 import pytest
-from cuda_simulator import SIMULATED, assert_passes_simulated
+from cuda_simulator import SIMULATED, assert_passes_simulated, give_way
 from simulated_driver import SimulatedDriver
 from small_index import create
 
@@ -134,6 +134,7 @@ else:
         with pytest.raises(RuntimeError, match="requires Triton"):
             make({}, None)
         found.loaded = [name for name in OURS if name in sys.modules]
+        give_way()
         return found
 
     @pytest.fixture

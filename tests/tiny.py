@@ -50,9 +50,12 @@ DRAFTERS: dict[str, Callable[[list[int]], drafters.Scripted]] = {
 """Name -> a drafter, given the text (prompt and output) that the model is going to write."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """A second thread only gets in the way of models this small; a test module takes this over by its name."""
+    """A second thread only gets in the way of small models, and of the tests in the other process.
+
+    A test module takes this over by its name.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
