@@ -260,10 +260,10 @@ def main() -> None:
     table = summarize(model, names, measured)
     note = (
         f"SmolLM2-135M-Instruct in float32 on a CPU, greedy, up to {given.tokens} tokens a reply: {given.prompts} "
-        f"prompts of each task alone, and {BATCH} in one batch. Methods take turns at every forward pass. Ratios are of all "
-        "prompts together, lowest is a single one. Speeds are from end to end, the pass over the prompt included. A "
-        "step is a forward pass of a sequence; forward ms is the median of a pass, those over prompts left out. A "
-        f"reply that is not plain's left it where plain's logits of both tokens were within {TIE:g}."
+        f"prompts of each task alone, and {BATCH} in one batch. Methods take turns at every forward pass. Ratios are "
+        "of all prompts together, lowest is a single one. Speeds are from end to end, the pass over the prompt "
+        "included. A step is a forward pass of a sequence; forward ms is the median of a pass, those over prompts left "
+        f"out. A reply that is not plain's left it where plain's logits of both tokens were within {TIE:g}."
     )
     show("Live decoding in generate", table, note)
     save("generate_live", {"note": note, "table": table}, given.out)
