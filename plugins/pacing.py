@@ -209,10 +209,7 @@ class Pacer:
                 return 0.0
             if self._since_verified >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
                 return 0.0
-            low, high = np.searchsorted(GRID, [sequences, sequences + most])
-            low, high = max(0, int(low) - 1), min(int(high) + 1, len(GRID))
-            shape = self.step_time.shape
-            least = float((np.diff(shape[low:high]) / np.diff(GRID[low:high])).min(initial=np.inf))
+            least = self.step_time.least_slope(sequences, most)
             price = max(self.gain, 1.0) * sequences * least / self.step_time.shape_at(sequences)
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
@@ -299,6 +296,7 @@ def compile_kernels() -> None:
     )
     pacer = Pacer()
     pacer.step_time = StepTime.known(lambda n: 1.0 + 0.2 * (n - 1))
+    pacer.floor(1, 1)
     pacer.cut(drafts, 1, padded=True)
     cut = pacer.cut(drafts, 1)
     pacer.judge(cut.probability, cut.offsets, np.array([1]))

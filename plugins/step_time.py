@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Bool, Float64, Int64
+from freedraft.retrieval.ragged import Float64, Int64
 
 # The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
 GRID: Int64 = np.array([*_GRID, 1024, 1536, 2048, 4096, 8192, 16384], np.int64)
-_LOG_GRID = np.log(GRID)
-_NEAR: Bool = np.abs(_LOG_GRID[:, None] - _LOG_GRID) < math.log(1.2) + 1e-9
 
 
 class StepTime:
@@ -65,7 +62,7 @@ class StepTime:
         """
         if tokens < 1 or not 0 < seconds < float("inf"):
             return 1.0
-        at = self._place(tokens)
+        at = nearest(GRID, tokens)
         if self._weight[at] < self.FADED or self.stale(tokens):
             self._first[at] = []
             self.samples[at] = 0
@@ -95,11 +92,7 @@ class StepTime:
 
     def stale(self, tokens: int) -> bool:
         """Whether the load has changed so much since T(tokens) was measured that it says little."""
-        return bool(self._stale()[self._place(tokens)])
-
-    def _stale(self) -> Bool:
-        then = self._scale_then
-        return (then > 0) & ((self.scale >= self.STALE * then) | (self.scale * self.STALE <= then))
+        return is_stale(self._scale_then[nearest(GRID, tokens)], self.scale, self.STALE)
 
     @classmethod
     def known(cls, curve: Callable[[int], float]) -> StepTime:
@@ -119,7 +112,11 @@ class StepTime:
 
         Near is up to a fifth more or less: where sequences come and go, a step of one size may never be seen alone.
         """
-        return int(self.samples[_NEAR[self._place(tokens)] & ~self._stale()].sum())
+        return samples_near(GRID, self.samples, self._scale_then, self.scale, self.STALE, tokens)
+
+    def least_slope(self, tokens: int, more: int) -> float:
+        """The least that T rises by a token, as a share of T(1), from `tokens` on to `more` of them more."""
+        return least_slope(GRID, self.shape, tokens, tokens + more)
 
     def table(self) -> dict[int, float]:
         """T(n) in seconds, for the n that were measured."""
@@ -128,9 +125,6 @@ class StepTime:
             for n, shape, samples in zip(GRID, self.shape, self.samples, strict=True)
             if samples
         }
-
-    def _place(self, tokens: int) -> int:
-        return int(np.abs(_LOG_GRID - math.log(max(tokens, 1))).argmin())
 
 
 class _Known(StepTime):
@@ -143,6 +137,42 @@ def median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@kernel
+def nearest(grid: Int64, tokens: int) -> int:
+    """The place of the grid whose ratio to `tokens` is nearest to one."""
+    at = 0
+    while at + 1 < len(grid) and grid[at] * grid[at + 1] < tokens * tokens:
+        at += 1
+    return at
+
+
+@kernel
+def is_stale(then: float, scale: float, stale: float) -> bool:
+    """Whether a place was measured, at a scale `then` that is not the one of now by the factor `stale`."""
+    return then > 0.0 and (scale >= stale * then or scale * stale <= then)
+
+
+@kernel
+def samples_near(grid: Int64, samples: Int64, then: Float64, scale: float, stale: float, tokens: int) -> int:
+    """The samples, not stale, of all places within a fifth of the one for `tokens`."""
+    middle = grid[nearest(grid, tokens)]
+    total = 0
+    for i in range(len(grid)):
+        if 5 * max(grid[i], middle) <= 6 * min(grid[i], middle) and not is_stale(then[i], scale, stale):
+            total += samples[i]
+    return total
+
+
+@kernel
+def least_slope(grid: Int64, shape: Float64, first: int, last: int) -> float:
+    """The least slope of `shape` between two places of the grid next to each other, from `first` to `last` tokens."""
+    least = np.inf
+    for i in range(len(grid) - 1):
+        if grid[i + 1] > first and grid[i] < last:
+            least = min(least, (shape[i + 1] - shape[i]) / (grid[i + 1] - grid[i]))
+    return least
 
 
 @kernel
