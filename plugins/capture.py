@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing.util
 import os
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from time import monotonic
 import numpy as np
 
 from freedraft.plugins.captured import BYTES_A_TOKEN, SHARE, append, is_busy, prepare
+from freedraft.plugins.exits import at_exit
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import ConfigError
 from freedraft.retrieval.index.documents import Documents
@@ -93,8 +93,7 @@ class Capture:
         self._in_hand = 0
         self._number = 0
         self._end: float | None = None
-        # The children of `multiprocessing`, as vLLM's engine is one, call this but not `atexit`'s.
-        self._at_exit = multiprocessing.util.Finalize(None, self.close, exitpriority=10)
+        self._at_exit = at_exit(self.close)
 
     def add(self, replies: Iterable[Int32]) -> None:
         """Take replies, int32 `(t,)` each; never waits for the disk, and raises nothing."""

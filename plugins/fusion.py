@@ -23,6 +23,7 @@ from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.registry import rehearsed
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
+from freedraft.plugins.saving import Saving, full
 from freedraft.plugins.slots import check_one_each
 from freedraft.plugins.texts import NONE, no_places, padded
 from freedraft.plugins.threads import Threads
@@ -72,9 +73,14 @@ class FusionSettings(OwnTextSettings):
     )
     learnt: Path | None = Field(
         None,
-        description="A file that `Fusion.save` wrote, to start from what the predictor had learnt by then; it has no "
-        "text in it, though it betrays which tokens occurred. By default it starts from neutral values, which it "
-        "leaves behind within some thousand tokens.",
+        description="A file that `save_learnt` or `Fusion.save` wrote, to start from what the predictor had learnt by "
+        "then; it has no text in it, though it betrays which tokens occurred. By default it starts from neutral "
+        "values, which it leaves behind within some thousand tokens. May be missing if `save_learnt` names it as well.",
+    )
+    save_learnt: Path | None = Field(
+        None,
+        description="A file to write what the predictor has learnt to, now and then and at the end of the process, for "
+        "later processes that name it in `learnt`. Its folder must be there.",
     )
     recycling: bool = Field(
         False,
@@ -128,9 +134,10 @@ class FusionSettings(OwnTextSettings):
     )
 
     def rehearsing(self) -> Self:
-        """As `DrafterSettings.rehearsing`: nothing is captured."""
+        """As `DrafterSettings.rehearsing`: nothing is captured, nor what was learnt kept."""
         drafters = {name: rehearsed(name, settings) for name, settings in self.drafters.items()}
-        return self.model_copy(update={"capture": None, "drafters": drafters})
+        nothing = {"capture": None, "learnt": None, "save_learnt": None}
+        return self.model_copy(update={**nothing, "drafters": drafters})
 
 
 class Fusion:
@@ -142,7 +149,8 @@ class Fusion:
     the sequence's own, earlier replies, the documents of indexes, and a reference that a request brings (`refer`).
 
     Raises:
-        ConfigError: a file of `learnt` that is none; a `capture` that cannot be, see `open_capture`.
+        ConfigError: a file of `learnt` that is none; a `save_learnt` or a `capture` that cannot be, see `Saving` and
+            `open_capture`.
         CorpusIndexError: an index is missing or damaged.
         TokenizerMismatchError: an index was built with another tokenizer than the model's, or than another index.
     """
@@ -155,11 +163,8 @@ class Fusion:
         self.settings = settings
         self.automata = SuffixAutomata(memory=int(settings.memory), max_length=settings.max_length)
         self.mixer = mixing.start()
-        if settings.learnt is not None:
-            try:
-                self.load(settings.learnt)
-            except InputError as error:
-                raise ConfigError(f"fusion: learnt: {error}") from error
+        self.saving = None if settings.save_learnt is None else Saving(settings.save_learnt, self)
+        self._take_up(settings.learnt)
         room = int(settings.memory) // (2 * GENERATIONS * RESPONSE_BYTES)
         self.responses = Responses(
             self.automata, min(settings.response_tokens, room) if settings.scope == "engine" else 0
@@ -263,6 +268,9 @@ class Fusion:
             raise InputError(f"slots: expected open ones, got {slots}")
         if status == BAD_TOKEN:
             raise InputError(f"tokens: token ids must not be negative, got {int(tokens.min())}")
+        if self.saving is not None:
+            replying = self._judged.started[slots] != NOT_STARTED
+            self.saving.learnt(self.mixer, int(np.diff(offsets)[replying].sum()))
         self._drop_damaged()
         self._others.extend(slots, tokens, offsets)
 
@@ -369,6 +377,17 @@ class Fusion:
             InputError: not such a file, or one of another version's shapes.
         """
         self.mixer = read_mixer(Path(path))
+
+    def _take_up(self, learnt: Path | None) -> None:
+        if learnt is None:
+            return
+        path = full(learnt)
+        if self.saving is not None and path == self.saving.path and not path.exists():
+            return  # the first process has nothing to start from
+        try:
+            self.load(path)
+        except InputError as error:
+            raise ConfigError(f"fusion: learnt: {error}") from error
 
     def _drop_damaged(self) -> None:
         """Go on without a segment that turned out to be damaged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 from pathlib import Path
 
@@ -19,10 +20,13 @@ STORED = tuple(name for name in Mixer._fields if name != "stretched")  # which f
 
 def write_mixer(mixer: Mixer, path: Path) -> None:
     """Write `mixer` to `path`, all or nothing."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Several drafters may be told to write the same file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             np.savez(file, **{name: array for name, array in mixer._asdict().items() if name in STORED})
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -74,6 +74,15 @@ def test_commands_exist(document):
         assert name in commands
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, *sorted((ROOT / "bench").glob("*.md"))], ids=lambda path: path.name)
+def test_tables_are_whole(document):
+    """Behind a blank line, or without its second line, the rows of a table are shown as text."""
+    lines = ["", *document.read_text().splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if line.startswith("|") and not before.startswith("|"):
+            assert re.fullmatch(r"[|:\- ]+", after), line
+
+
 def test_no_document_is_missing_from_the_readme():
     readme = (ROOT / "README.md").read_text()
     for document in DOCUMENTS:

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache, cache_utils
 
 from freedraft.integrations.hf import Speculative, refusals
 from freedraft.retrieval.errors import FreedraftError, UnsupportedError
@@ -35,6 +35,32 @@ def test_static_caches() -> None:
     refused(tiny.model(), "StaticCache can't take back", cache_implementation="static")
     model = tiny.model()
     refused(model, "StaticCache", past_key_values=StaticCache(config=model.config, max_cache_len=64))
+
+
+def test_offloaded_caches() -> None:
+    model = tiny.model()
+    cache = DynamicCache(config=model.config, offloading=True)
+    refused(model, "an offloaded cache can't take back", cache_implementation="offloaded")
+    refused(model, "an offloaded cache can't take back", past_key_values=cache)
+
+
+def test_quantised_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quantised(cache_utils.QuantizedLayer):
+        """Stands in for those of optimum-quanto and HQQ, which are packages of their own."""
+
+        def __init__(self, *_: Any) -> None:
+            super().__init__()
+
+    Quantised.__abstractmethods__ = frozenset()
+    monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Quantised)
+    # transformers 4.57 looks here first.
+    monkeypatch.setattr(transformers.generation.utils, "is_optimum_quanto_available", lambda: True, raising=False)
+    model = tiny.model()
+    refused(model, "QuantizedCache can't take back", cache_implementation="quantized")
+    refused(model, "QuantizedCache", past_key_values=cache_utils.QuantizedCache("quanto", model.config))
+    cache = DynamicCache(config=model.config)
+    cache.layers[-1] = Quantised()
+    refused(model, "a quantised cache can't take back", past_key_values=cache)
 
 
 def test_no_cache() -> None:

@@ -120,3 +120,19 @@ def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
     metrics.serve()
     assert os.environ[metrics.OWN_FOLDER] != str(tmp_path)
     assert len(registry._collector_to_names) == 1
+
+
+def test_where_vllm_has_a_folder_for_all_metrics_nothing_is_registered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import prometheus_client
+
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    monkeypatch.setenv(metrics.VLLM_FOLDER, str(tmp_path))
+    metrics.serve()
+    assert not registry._collector_to_names
+    assert metrics.OWN_FOLDER not in os.environ
+    monkeypatch.delenv(metrics.VLLM_FOLDER)
+    metrics.serve()
+    assert len(registry._collector_to_names) == 1

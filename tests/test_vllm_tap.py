@@ -225,3 +225,15 @@ def test_the_drafter_is_told_before_its_text_grows(runner: Any, monkeypatch: pyt
     assert told[0].argmax is None
     assert [method for method, _ in drafter.calls][:2] == ["observe", "extend"]
     assert asked.statistics.errors == 0
+
+
+@pytest.mark.parametrize(("feedback", "tapped"), [((), False), (("accepted",), False), (("top_k",), True)])
+def test_a_drafter_that_needs_no_rankings_has_none_collected(
+    runner: Any, monkeypatch: pytest.MonkeyPatch, feedback: tuple[str, ...], tapped: bool
+) -> None:
+    before = runner._sample
+    drafter = Scripted(lambda text, budget: [9])
+    drafter.feedback = frozenset(feedback)
+    asked = with_drafter(monkeypatch, drafter)
+    assert Batch([1]).commit(asked, [2]) == [[9]]
+    assert (runner._sample is not before) == tapped

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, QuantizedLayer
 
 from freedraft.retrieval.errors import UnsupportedError
 
@@ -29,10 +29,11 @@ def prepare_cache(cache: Any, rows: int = 1) -> list[int | None]:
     Raises:
         UnsupportedError: a cache that can't be rolled back.
     """
-    if not isinstance(cache, DynamicCache):
+    kind = _kind_that_cannot(cache)
+    if kind is not None:
         raise UnsupportedError(
-            f"a cache of type {type(cache).__name__} can't take back rejected draft tokens; "
-            "leave out cache_implementation and past_key_values, or give a DynamicCache"
+            f"{kind} can't take back rejected draft tokens; leave out cache_implementation and past_key_values, or "
+            "give a DynamicCache that is not offloaded"
         )
     windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
     for i, layer in enumerate(cache.layers):
@@ -50,6 +51,18 @@ def prepare_cache(cache: Any, rows: int = 1) -> list[int | None]:
                 )
             cache.layers[i] = DynamicLayer()
     return windows
+
+
+def _kind_that_cannot(cache: Any) -> str | None:
+    """What kind of cache this is, if it is none to be rolled back; None if it may be one."""
+    if not isinstance(cache, DynamicCache):
+        return f"a cache of type {type(cache).__name__}"
+    # transformers makes these two of the same class.
+    if getattr(cache, "offloading", False):
+        return "an offloaded cache"
+    if any(isinstance(layer, QuantizedLayer) for layer in cache.layers):
+        return "a quantised cache"
+    return None
 
 
 class Rollback:

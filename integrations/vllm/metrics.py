@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,20 +160,32 @@ class Collector:
 def serve() -> None:
     """Make this process serve the metrics of the workers that it will start; does so once.
 
+    Nobody knows yet whether they will draft: vLLM loads plug-ins before it reads its configuration. Where vLLM has a
+    folder of its own there is nothing to do.
+
     A worker, which vLLM starts with multiprocessing, writes into the folder that its parent serves. A server that a
     program with a folder of its own starts, a notebook say, inherits the variable all the same, and must not heed it.
     """
     global _served
+    if os.environ.get(VLLM_FOLDER):
+        return
     folder_named = os.environ.get(OWN_FOLDER)
     if folder_named and (folder_named == _served or multiprocessing.parent_process() is not None):
         return
     from prometheus_client import REGISTRY
 
     # The folder is only named here: the first proposer makes it, so that a vLLM without freedraft leaves no trace.
-    path = os.path.join(tempfile.gettempdir(), f"freedraft-{secrets.token_hex(8)}")
+    path = os.path.join(_temporary(), f"freedraft-{secrets.token_hex(8)}")
     REGISTRY.register(Collector())
     os.environ[OWN_FOLDER] = _served = path
     atexit.register(_remove, path, os.getpid())
+
+
+def _temporary() -> str:
+    """As `tempfile.gettempdir`, but that one writes a file to see whether it can."""
+    named = [os.environ.get(variable) for variable in ("TMPDIR", "TEMP", "TMP")]
+    candidates = [path for path in (*named, "/tmp", "/var/tmp", "/usr/tmp") if path]
+    return os.path.abspath(next((path for path in candidates if os.access(path, os.W_OK | os.X_OK)), "."))
 
 
 def _remove(path: str, process: int) -> None:
