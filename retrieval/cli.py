@@ -323,7 +323,8 @@ def query(
     """Show what would be drafted after TEXT, and why.
 
     The longest end of TEXT that the index knows; what followed it, how often; the draft, with the context that each
-    token comes from; and the documents that the text is in. The draft is that of the drafter `corpus` but for its
+    token comes from; and the documents with the context that the draft starts from, which need not be the longest end
+    that is known: then the documents with that one follow. The draft is that of the drafter `corpus` but for its
     thresholds: that one ends a draft sooner where it gets unlikely, and makes none that promises too little.
     """
     opened = CorpusIndex(index)
@@ -353,13 +354,26 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
     follower.advance(written)
     known = follower.continuation()
     drafted = likeliest_draft(segments, written, budget)
-    context = written[len(written) - known.length :]
-    documents, all_of_them = documents_with(segments, context) if known.length else ([], True)
+
+    def end_of_text(tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        context = written[len(written) - tokens :]
+        found, all_of_them = documents_with(segments, context) if tokens else ([], True)
+        listed = {
+            "documents": [{"name": name, "count": count} for name, count in found[:top]],
+            "documents_in_all": len(found),
+            "documents_are_all": all_of_them,
+        }
+        return {"tokens": tokens, "text": text_of(context.tolist())}, listed
+
+    match, with_match = end_of_text(known.length)
+    start, with_start = match, with_match
+    if drafted and drafted[0].length != known.length:
+        start, with_start = end_of_text(drafted[0].length)
     return {
         "tokens": len(written),
-        "match": {"tokens": known.length, "text": text_of(context.tolist()), "count": known.count},
+        "match": {**match, "count": known.count, **with_match},
         "continuations": [
-            {"token": token, "text": text_of([token]), "count": times, "probability": times / known.count}
+            {"token": token, "text": text_of([token]), "count": times, "share": times / known.count}
             for token, times in known.tokens[:top]
         ],
         "draft": [
@@ -374,9 +388,8 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
             for one in drafted
         ],
         "draft_text": text_of([one.token for one in drafted]),
-        "documents": [{"name": name, "count": count} for name, count in documents[:top]],
-        "documents_in_all": len(documents),
-        "documents_are_all": all_of_them,
+        "start": start,
+        **with_start,
     }
 
 
@@ -410,15 +423,26 @@ def _show_answer(answer: dict[str, Any]) -> None:
     table.add_column("token")
     table.add_column("text")
     table.add_column("count", justify="right")
-    table.add_column("probability", justify="right")
+    table.add_column("share", justify="right")
     for one in answer["continuations"]:
-        table.add_row(str(one["token"]), escape(_quoted(one["text"])), str(one["count"]), f"{one['probability']:.3f}")
+        table.add_row(str(one["token"]), escape(_quoted(one["text"])), str(one["count"]), f"{one['share']:.3f}")
     console.print(table)
-    first = "" if answer["documents_are_all"] else f", of its first {OCCURRENCES_LOOKED_AT:,} places in each segment"
-    console.print(f"documents with the match{first}:")
-    for one in answer["documents"]:
+    start = answer["start"]
+    if start["tokens"] == match["tokens"]:
+        _show_documents(console, "documents with the match", answer)
+        return
+    tokens = _counted(start["tokens"], "token")
+    context = f"documents with the last {tokens}, which the draft starts from: {_quoted(start['text'])}"
+    _show_documents(console, context, answer)
+    _show_documents(console, "documents with the match, which is longer", match)
+
+
+def _show_documents(console: Console, what: str, listed: dict[str, Any]) -> None:
+    first = "" if listed["documents_are_all"] else f", of its first {OCCURRENCES_LOOKED_AT:,} places in each segment"
+    console.print(f"{what}{first}:", markup=False, soft_wrap=True)
+    for one in listed["documents"]:
         console.print(f"  {_printable(one['name'])} ({_times(one['count'])})", markup=False, soft_wrap=True)
-    more = answer["documents_in_all"] - len(answer["documents"])
+    more = listed["documents_in_all"] - len(listed["documents"])
     if more:
         console.print(f"  and {more} more")
 
@@ -505,14 +529,15 @@ def _show_change(done: str, before: dict[str, Any], after: dict[str, Any], as_js
 
 def _summary(described: dict[str, Any]) -> str:
     a_token = described["bytes"] / max(1, described["tokens"])
+    segments = _counted(described["segments"], "segment")
     return (
-        f"{described['documents']:,} documents, {described['tokens']:,} tokens, {_counted(described['segments'])}, "
+        f"{described['documents']:,} documents, {described['tokens']:,} tokens, {segments}, "
         f"{_bytes(described['bytes'])} ({a_token:.1f} a token)"
     )
 
 
-def _counted(segments: int) -> str:
-    return f"{segments} segment" + ("" if segments == 1 else "s")
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _bytes(number: int) -> str:

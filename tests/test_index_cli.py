@@ -220,8 +220,12 @@ class TestQuery:
     def test_what_would_be_drafted_and_why(self, here):
         build()
         answer = run_json("query", "i", "for,the ", "--tokens", "4")
-        assert answer["match"] == {"tokens": 2, "text": "the ", "count": 4}
-        assert [(c["text"], c["count"], c["probability"]) for c in answer["continuations"]] == [
+        documents = [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
+        of_documents = {"documents": documents, "documents_in_all": 2, "documents_are_all": True}
+        assert answer["match"] == {"tokens": 2, "text": "the ", "count": 4, **of_documents}
+        assert answer["start"] == {"tokens": 2, "text": "the "}
+        assert {key: answer[key] for key in of_documents} == of_documents
+        assert [(c["text"], c["count"], c["share"]) for c in answer["continuations"]] == [
             ("cat", 2, 0.5), ("dog", 1, 0.25), ("mat", 1, 0.25),
         ]  # fmt: skip
         assert answer["draft"][0] == {
@@ -233,7 +237,23 @@ class TestQuery:
             "probability": 2 / (4 + ESCAPE / 2),
         }
         assert len(answer["draft"]) == 4
-        assert answer["documents"] == [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
+
+    def test_the_documents_are_those_that_the_draft_comes_from(self, here):
+        # After the match, "on the ", "dog" came once; after " the " it was "cat" six times of seven.
+        (here / "src/a.txt").write_text("on the dog")
+        (here / "src/b.txt").write_text("if the cat, if the cat, if the cat, if the cat, if the cat, if the cat.")
+        build()
+        answer = run_json("query", "i", "on the ")
+        assert (answer["match"]["text"], answer["start"]["text"]) == ("on the ", " the ")
+        assert answer["draft"][0]["context"] == answer["start"]["tokens"] == 3
+        assert answer["documents"] == [{"name": "src/b.txt", "count": 6}, {"name": "src/a.txt", "count": 1}]
+        assert answer["match"]["documents"] == [{"name": "src/a.txt", "count": 1}]
+        said = run("query", "i", "on the ")
+        assert said.endswith(
+            'documents with the last 3 tokens, which the draft starts from: " the ":\n'
+            "  src/b.txt (6 times)\n  src/a.txt (once)\n"
+            "documents with the match, which is longer:\n  src/a.txt (once)\n"
+        )
 
     def test_for_people(self, here):
         build()
@@ -241,7 +261,8 @@ class TestQuery:
         assert 'match: the last 2 of 4 tokens, seen 4 times: "the "' in said
         assert 'draft: "cat ' in said
         assert re.search(r'"cat" *│ *2 tokens │ 2 of 4 │ *0\.250', said)
-        assert "  src/a.txt (2 times)\n  and 1 more\n" in said
+        assert re.search(r"token *┃ text *┃ count ┃ share", said)
+        assert "documents with the match:\n  src/a.txt (2 times)\n  and 1 more\n" in said
 
     def test_nothing_known(self, here):
         build()
@@ -249,6 +270,7 @@ class TestQuery:
         answer = run_json("query", "i", "zzz")
         assert answer["match"]["tokens"] == 0
         assert answer["draft"] == answer["documents"] == answer["continuations"] == []
+        assert answer["start"] == {"tokens": 0, "text": ""}
 
     def test_standard_input_and_markup(self, here):
         (here / "c.txt").write_text("[bold] [/red] the [dog]")

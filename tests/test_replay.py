@@ -415,7 +415,7 @@ class TestCommand:
                 run("replay", recorded, "--drafter", drafter, "--index", mine, "--index", other)
 
     def test_indexes_that_do_not_fit(self, recorded, tmp_path):
-        with pytest.raises(InputError, match="corpus needs an index to draft from: give --index FOLDER"):
+        with pytest.raises(InputError, match="corpus: the drafter needs an index to draft from: give --index FOLDER"):
             run("replay", recorded, "--drafter", "corpus")
         with pytest.raises(InputError, match="none of the drafters takes one: prompt_lookup"):
             run("replay", recorded, "--drafter", "prompt_lookup", "--index", tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,11 +66,11 @@ def with_indexes(configs: dict[str, Config], indexes: Sequence[Path], tokenizer:
     completed = dict(configs)
     for name in taking:
         config = configs[name]
-        chosen = {"index": [str(path) for path in indexes]} if indexes else {}
-        chosen |= config.settings
+        chosen: dict[str, Any] = {"index": [str(path) for path in indexes]} if indexes else {}
+        chosen.update(config.settings)
         if "index" not in chosen:
             if settings[name]["index"].is_required():
-                raise InputError(f"{name}: {config.drafter} needs an index to draft from: give --index FOLDER")
+                raise InputError(f"{name}: the drafter needs an index to draft from: give --index FOLDER")
             continue
         if tokenizer is not None and "tokenizer" in settings[name]:
             chosen.setdefault("tokenizer", tokenizer)
