@@ -23,7 +23,7 @@ from freedraft.retrieval.build.builder import (
     build_index,
     tokenizer_of_index,
 )
-from freedraft.retrieval.build.display import ProgressBar, waiting
+from freedraft.retrieval.build.display import ProgressBar, TokenBar
 from freedraft.retrieval.build.limits import parse_size, segment_tokens
 from freedraft.retrieval.build.sources import Format, SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
@@ -224,8 +224,8 @@ def merge(index: Index, max_memory: MaxMemory = "4GiB", as_json: AsJson = False)
     """
     limit = segment_tokens(parse_size(max_memory), 0)
     before = _describe(CorpusIndex(index))
-    with waiting(Console(stderr=True), f"merging {_summary(before)}"):
-        merge_segments(index, limit)
+    with _token_bar("merging") as bar:
+        merge_segments(index, limit, bar.show)
     _show_change(f"merged {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -236,13 +236,16 @@ def delete(
         list[str],
         typer.Option(help="Name of the documents to delete, as query and info --documents show it; repeatable."),
     ],
+    max_memory: MaxMemory = "4GiB",
     as_json: AsJson = False,
 ) -> None:
     """Delete documents by name, from answers and from disk.
 
     The segments that hold them are written anew without them. A process that has the index open keeps the old ones
-    until it opens it again. A long file, or a chat, is several documents of one name: all of them go.
+    until it opens it again. A long file, or a chat, is several documents of one name: all of them go. A segment that
+    is too large to be built in the memory given becomes several; merge with more memory joins them again.
     """
+    limit = segment_tokens(parse_size(max_memory), 0)
     opened = CorpusIndex(index)
     # As they are listed, a name's control characters are escaped.
     listed = {_printable(name): name for name in _names(opened)}
@@ -251,8 +254,8 @@ def delete(
     if unknown:
         raise InputError(f"{unknown[0]}: no document of that name in {index}; info --documents lists them")
     before = _describe(opened)
-    with waiting(Console(stderr=True), f"writing anew what holds {', '.join(map(_printable, document))}"):
-        delete_documents(index, [name if name in known else listed[name] for name in document])
+    with _token_bar("writing anew what holds them") as bar:
+        delete_documents(index, [name if name in known else listed[name] for name in document], limit, bar.show)
     _show_change(f"deleted from {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -295,8 +298,8 @@ def verify(index: Index, as_json: AsJson = False) -> None:
     """
     try:
         opened = CorpusIndex(index)
-        with waiting(Console(stderr=True), f"checking {_summary(_describe(opened))}"):
-            opened.verify()
+        with _token_bar("checking") as bar:
+            opened.verify(bar.show)
     except CorpusIndexError as error:
         if as_json and not isinstance(error, NotFoundError):
             typer.echo(json.dumps({"sound": False, "error": type(error).__name__, "finding": str(error)}))
@@ -492,6 +495,10 @@ def _printable(text: str) -> str:
 def _run(work: Callable[[ProgressBar], BuildReport]) -> BuildReport:
     with ProgressBar(Console(stderr=True)) as bar:
         return work(bar)
+
+
+def _token_bar(what: str) -> TokenBar:
+    return TokenBar(Console(stderr=True), what)
 
 
 def _show_report(report: BuildReport, folder: Path, done: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_tokenizer import make_tokenizer
 from typer.testing import CliRunner
 
 from freedraft.integrations import cli
+from freedraft.retrieval import cli as index_cli
 from freedraft.retrieval import query
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.continuation import ESCAPE
@@ -200,6 +203,26 @@ class TestChange:
             run("merge", "i", "--max-memory", "1MB")
         assert run_json("query", "i", "the cat ")["draft_text"].startswith("sat")
         run("verify", "i")
+
+    def test_delete_stays_within_its_memory(self, here, monkeypatch):
+        (here / "src/c.txt").write_text("the mat")
+        build()
+        with pytest.raises(InputError, match="too little"):
+            run("delete", "i", "--document", "src/c.txt", "--max-memory", "1MB")
+        monkeypatch.setattr(index_cli, "segment_tokens", lambda memory, workers: memory // 10**6)
+        after = run_json("delete", "i", "--document", "src/c.txt", "--max-memory", "20MB")["after"]
+        assert (after["documents"], after["segments"]) == (2, 2)
+
+    def test_progress_on_a_terminal(self, here, monkeypatch):
+        build("src/a.txt")
+        run("append", "i", "src/b.txt")
+        seen = io.StringIO()
+        terminal = Console(file=seen, force_terminal=True, width=160, color_system=None)
+        monkeypatch.setattr(index_cli, "Console", lambda stderr: terminal)
+        for command in (["verify"], ["merge"], ["delete", "--document", "src/b.txt"]):
+            run(command[0], "i", *command[1:])
+        for what in ("checking", "merging", "writing anew what holds them"):
+            assert re.search(rf"{what} .* 100% [\d,]+ tokens, [\d,]+/s 0:00:0\d 0:00:00", seen.getvalue())
 
     def test_deleting_what_is_not_there(self, here):
         build()

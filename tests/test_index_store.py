@@ -122,6 +122,55 @@ def test_equals_naive_through_append_delete_and_merge(tmp_path):
     assert files_in(folder) == {MANIFEST}
 
 
+def told(work):
+    """What `work` reports, in order: it never falls, and ends with all of it done."""
+    reports = []
+    work(lambda done, total: reports.append((done, total)))
+    done = [one for one, _ in reports]
+    assert done == sorted(done)
+    assert len({total for _, total in reports}) == 1
+    assert reports[-1][0] == reports[-1][1]
+    return reports
+
+
+def test_work_says_how_far_it_is(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3], [4, 5]])
+    for i in range(3):
+        append(folder, [[7] * (100 * i + 10)], 2 + i)
+    checked = told(CorpusIndex(folder).verify)
+    assert checked[-1] == (335, 335)
+    assert {5, 15, 125} <= {done for done, _ in checked}
+    # Of the first segment one document is written anew, with its border; the others are left alone.
+    assert told(lambda report: delete_documents(folder, ["document 0"], report=report))[-1] == (3, 3)
+    merged = told(lambda report: merge_segments(folder, report=report))
+    assert merged[-1] == (332, 332)
+    assert len({done for done, _ in merged}) > 5
+
+
+def test_what_delete_writes_anew_is_no_larger_than_asked(tmp_path):
+    folder = tmp_path / "index"
+    rows = [[1, 2, 3], [9] * 20, [4, 1, 2], [1, 2, 5, 6], [7], [8, 1, 2]]
+    create(folder, rows)
+    assert delete_documents(folder, ["document 4"], max_tokens=9) == 1
+    entries = read_manifest(folder).segments
+    # A document that is larger by itself is kept whole; 4 + 5 tokens with their borders just fit.
+    assert [(entry.documents, entry.tokens) for entry in entries] == [(1, 3), (1, 20), (2, 7), (1, 3)]
+    assert_answers(folder, [row for row in rows if row != [7]])
+    assert [name for segment in CorpusIndex(folder).segments for name in segment.names()] == [
+        f"document {i}" for i in (0, 1, 2, 3, 5)
+    ]
+
+
+def test_a_segment_that_fits_is_written_anew_as_one_of_the_same_bytes(tmp_path):
+    rows = some_rows(3, 5)
+    create(tmp_path / "all", [*rows, [77, 78]])
+    create(tmp_path / "some", rows)
+    delete_documents(tmp_path / "all", ["document 5"])
+    digests = [[entry.digest for entry in read_manifest(tmp_path / name).segments] for name in ("all", "some")]
+    assert digests[0] == digests[1]
+
+
 def test_a_deleted_document_is_gone_from_disk_at_once(tmp_path):
     folder = tmp_path / "index"
     create(folder, [[1, 2, 3], [77777777, 88888888, 77777777], [1, 2, 4]])
