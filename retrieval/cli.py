@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,6 +31,7 @@ from freedraft.retrieval.build.sources import Format, SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError
+from freedraft.retrieval.index.manifest import Reading, read_manifest
 from freedraft.retrieval.index.store import CorpusIndex, delete_documents, merge_segments
 from freedraft.retrieval.query import OCCURRENCES_LOOKED_AT, Follower, documents_with, likeliest_draft
 from freedraft.retrieval.ragged import Int32, as_tokens
@@ -137,7 +140,7 @@ def build(
     min_count: Annotated[
         int,
         typer.Option(
-            min=1, max=2**32 - 1, help="Keep only continuations seen this often in a segment: a far smaller index."
+            min=1, max=2**32 - 1, help="Keep only continuations seen this often in a segment; 2 about halves an index."
         ),
     ] = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the index if there is one.")] = False,
@@ -200,14 +203,17 @@ def append(
     """Add documents to an index.
 
     They become new segments; when there are too many, segments are merged. --dedup and --min-count are those of
-    the build. The sources are read as build reads them.
+    the build. The sources are read as build reads them, by the options given here: where those of the build were
+    others, a line says so.
     """
+    options = SourceOptions(form, field, chat.value, include or (), exclude or ())
+    _tell_other_reading(read_manifest(index).reading, options.recorded())
     report = _run(
         lambda bar: append_to_index(
             index,
             sources,
             tokenizer,
-            SourceOptions(form, field, chat.value, include or (), exclude or ()),
+            options,
             BuildOptions(parse_size(max_memory), workers, ray, strict),
             report=bar.show,
         )
@@ -276,12 +282,14 @@ def info(
         typer.echo(json.dumps(described, indent=1))
         return
     tokenizer = described["tokenizer"]
+    read_with = _as_options(opened.manifest.reading)
     rows = {
         "index": str(index),
         "tokenizer": f"{tokenizer['name']} ({tokenizer['vocabulary_size']:,} tokens)",
         "fingerprint": tokenizer["fingerprint"],
         "content": _summary(described),
         "options": f"--min-count {described['min_count']}" + (" --dedup" if described["dedup"] else ""),
+        **({"read with": " ".join(filter(None, read_with.values()))} if read_with else {}),
         "sources": "\n".join(described["sources"]),
     }
     width = max(map(len, rows))
@@ -469,7 +477,27 @@ def _describe(opened: CorpusIndex) -> dict[str, Any]:
         "min_count": manifest.min_count,
         "dedup": manifest.dedup,
         "sources": list(manifest.sources),
+        "reading": asdict(manifest.reading) if manifest.reading is not None else None,
     }
+
+
+def _as_options(reading: Reading | None) -> dict[str, str]:
+    """The options of the command line that these are, by field; no pattern is an empty text."""
+    if reading is None:
+        return {}
+    options = {name: f"--{name} {shlex.quote(getattr(reading, name))}" for name in ("format", "field", "chat")}
+    for name in ("include", "exclude"):
+        options[name] = " ".join(f"--{name} {shlex.quote(pattern)}" for pattern in getattr(reading, name))
+    return options
+
+
+def _tell_other_reading(built: Reading | None, given: Reading) -> None:
+    """Say on stderr which of the build's options are not those of an append."""
+    now = _as_options(given)
+    others = {name: option for name, option in _as_options(built).items() if option != now[name]}
+    if others:
+        were, are = (", ".join(options[name] or f"no --{name}" for name in others) for options in (others, now))
+        typer.echo(_printable(f"the index was built with {were}; this append reads with {are}"), err=True)
 
 
 def _ids(text: str) -> Int32:

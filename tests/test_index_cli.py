@@ -132,6 +132,54 @@ class TestBuild:
         assert (described["documents"], described["dedup"], described["min_count"]) == (2, True, 2)
         assert "--min-count 2 --dedup" in run("info", "i")
 
+    def test_how_the_sources_were_read_is_shown(self, here):
+        build()
+        assert "--format auto --field text --chat replies\n" in run("info", "i")
+        reading = {"format": "auto", "field": "text", "chat": "replies", "include": [], "exclude": []}
+        assert run_json("info", "i")["reading"] == reading
+        build(
+            "src",
+            "--replace",
+            "--field",
+            "a.b",
+            "--include",
+            "*.txt",
+            "--include",
+            "a b",
+            "--exclude",
+            "\x1b",
+            "--chat",
+            "all",
+        )
+        line = r"--format auto --field a.b --chat all --include '*.txt' --include 'a b' --exclude '\x1b'"
+        assert f"{line}\n" in run("info", "i")
+
+    def test_an_append_that_reads_otherwise_says_so_in_a_line(self, here):
+        (here / "chat.jsonl").write_text(json.dumps({"messages": CHAT}))
+        options = ("--field", "messages", "--include", "*.jsonl")
+        build("chat.jsonl", *options)
+
+        def said_of(*arguments):
+            result = CliRunner().invoke(cli.app, ["index", "append", "i", *arguments])
+            assert result.exit_code == 0
+            return result.stderr
+
+        assert said_of("src") == (
+            "the index was built with --field messages, --include '*.jsonl'; "
+            "this append reads with --field text, no --include\n"
+        )
+        assert said_of("chat.jsonl", *options) == ""
+        assert said_of("chat.jsonl", *options, "--exclude", "b*") == (
+            "the index was built with no --exclude; this append reads with --exclude 'b*'\n"
+        )
+        # An index of before this was recorded.
+        manifest = json.loads((here / "i/manifest.json").read_text())
+        del manifest["reading"]
+        (here / "i/manifest.json").write_text(json.dumps(manifest))
+        assert said_of("src") == ""
+        assert "read with" not in run("info", "i")
+        assert run_json("info", "i")["reading"] is None
+
     def test_an_index_is_no_source_of_itself(self, here, monkeypatch, capsys):
         build("src", index="src/i")
         run("append", "src/i", "src")

@@ -34,7 +34,7 @@ from freedraft.retrieval.index.errors import (
     VersionError,
 )
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
-from freedraft.retrieval.index.manifest import MANIFEST, Manifest, TokenizerEntry, read_manifest
+from freedraft.retrieval.index.manifest import MANIFEST, Manifest, Reading, TokenizerEntry, read_manifest
 from freedraft.retrieval.index.store import (
     MERGED_AT_ONCE,
     MOST_SEGMENTS,
@@ -48,6 +48,7 @@ from freedraft.retrieval.index.store import (
 from freedraft.retrieval.query import Follower
 
 TOKENIZER = TokenizerEntry("letters", "00" * 16, 100)
+READING = {"format": "auto", "field": "text", "chat": "replies", "include": [], "exclude": []}
 
 
 def documents_of(rows, first=0):
@@ -511,6 +512,11 @@ def damaged(folder, change):
         (lambda m: m.update(min_count=0), ManifestError, "min_count: expected 1 to 4294967295, got 0"),
         (lambda m: m.update(min_count=True), ManifestError, "expected int"),
         (lambda m: m.update(dedup="no"), ManifestError, "expected bool"),
+        (lambda m: m.update(reading=None), ManifestError, "reading: expected dict"),
+        (lambda m: m.update(reading={}), ManifestError, "reading: format is missing"),
+        (lambda m: m.update(reading={**READING, "chat": 1}), ManifestError, "reading: chat: expected str"),
+        (lambda m: m.update(reading={**READING, "include": "*"}), ManifestError, "reading: include: expected list"),
+        (lambda m: m.update(reading={**READING, "exclude": [1]}), ManifestError, "exclude: expected a list of strings"),
         (lambda m: m["segments"].append(m["segments"][0]), ManifestError, "named twice"),
         (lambda m: m["segments"][0].update(file="../x.segment"), ManifestError, "hexadecimal"),
         (lambda m: m["segments"][0].update(file="/etc/passwd"), ManifestError, "hexadecimal"),
@@ -539,6 +545,21 @@ def test_manifests_that_are_none(tmp_path, content):
     # What may be lost is left where it is.
     with IndexWriter(folder):
         assert len(files_in(folder)) == 2
+
+
+def test_keys_that_may_be_missing_or_are_not_known(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    values = json.loads((folder / MANIFEST).read_text())
+    assert "reading" not in values
+    assert read_manifest(folder).reading is None
+    values |= {"reading": {**READING, "include": ["*.py"], "later": 1}, "of a later version": [1]}
+    (folder / MANIFEST).write_text(json.dumps(values))
+    assert read_manifest(folder).reading == Reading("auto", "text", "replies", ("*.py",), ())
+    append(folder, [[4, 5]], 1)
+    merge_segments(folder)
+    delete_documents(folder, ["document 0"])
+    assert read_manifest(folder).reading == Reading("auto", "text", "replies", ("*.py",), ())
 
 
 def replace_by_link(path):
