@@ -48,13 +48,14 @@ from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.index.construct import compact_suffix_automaton
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.follow import AT_LENGTH, advance_batch
-from freedraft.retrieval.index.store import CorpusIndex
+from freedraft.retrieval.index.store import CorpusIndex, write_segment
 
 ROWS, COMMITTED, STEPS = 64, 4, 200
 SPAN = STEPS * COMMITTED
 PASSES = ("kernels", "whole calls", "cold")
 HELD_OUT = len(PASSES) * ROWS * SPAN
 PYTHON_TOKENS = 1_500_000
+MIN_COUNTS = (1, 2)
 FIRST_STEPS = 10
 MIB = 1 << 20
 OURS = "freedraft index"
@@ -307,6 +308,17 @@ def measure_builds(corpus: Corpus, folder: Path, tokenizer: str) -> tuple[Path, 
     return target, rows
 
 
+def sizes_by_min_count(corpus: Corpus, folder: Path) -> list[dict[str, Any]]:
+    """What `--min-count` saves: the size of the one segment that holds the documents."""
+    documents = Documents.of((str(i), document) for i, document in enumerate(corpus.documents))
+    rows = []
+    for min_count in MIN_COUNTS:
+        size = write_segment(folder / f"{min_count}.segment", documents, min_count).size
+        row = {"tokens": corpus.tokens, "--min-count": min_count, "bytes a token": round(size / corpus.tokens, 1)}
+        rows.append(row)
+    return rows
+
+
 def as_text(documents: Sequence[Tokens]) -> Tokens:
     """The documents with borders, as a segment has them."""
     return Documents.of((str(i), document) for i, document in enumerate(documents)).text()[0]
@@ -423,6 +435,7 @@ def write_markdown(
     targets: list[dict[str, Any]],
     rows: list[dict[str, Any]],
     builds: list[dict[str, Any]],
+    sizes: list[dict[str, Any]],
     kinds: list[str],
 ) -> None:
     """The tables, with what they mean."""
@@ -473,6 +486,12 @@ def write_markdown(
         "which is more than half of a build of 1 M tokens. Seconds suffer from what else runs on the machine, CPU",
         "seconds less.",
         "",
+        "## --min-count",
+        "",
+        *markdown_table(sizes),
+        "",
+        "The same documents in one segment, named by their numbers. One build each: same text, same bytes.",
+        "",
         f"{about['processor']}, {about['cores']} cores, Python {about['python']}; "
         + ", ".join(f"{name} {number}" for name, number in about["packages"].items())
         + ". Made by `bench/index.py`.",
@@ -492,10 +511,11 @@ def main() -> None:
     sizes = [100_000] if chosen.quick else chosen.sizes
     traces = chosen.traces if chosen.traces.is_dir() else None
     largest = read_corpus(max(sizes), traces, Tokenizer(chosen.tokenizer), HELD_OUT)
-    rows, builds, targets = [], [], []
+    rows, builds, targets, by_min_count = [], [], [], []
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             found, built = compare(largest.first(size), Path(folder), chosen.tokenizer)
+            by_min_count += sizes_by_min_count(largest.first(size), Path(folder))
         for row in found:
             show(row["structure"], [{"what": key, "value": value} for key, value in row.items()])
         show("builds", built)
@@ -503,8 +523,10 @@ def main() -> None:
         builds += built
         targets += [*judged(found[0]), *judged_builds(built)]
     show("targets", targets)
-    written = save("index", {"targets": targets, "structures": rows, "builds": builds}, chosen.out)
-    write_markdown(written.with_suffix(".md"), targets, rows, builds, list(largest.held_out))
+    show("--min-count", by_min_count)
+    content = {"targets": targets, "structures": rows, "builds": builds, "min_count": by_min_count}
+    written = save("index", content, chosen.out)
+    write_markdown(written.with_suffix(".md"), targets, rows, builds, by_min_count, list(largest.held_out))
     print("written to", written)
 
 

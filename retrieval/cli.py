@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,12 +25,13 @@ from freedraft.retrieval.build.builder import (
     build_index,
     tokenizer_of_index,
 )
-from freedraft.retrieval.build.display import ProgressBar, waiting
+from freedraft.retrieval.build.display import ProgressBar, TokenBar
 from freedraft.retrieval.build.limits import parse_size, segment_tokens
 from freedraft.retrieval.build.sources import Format, SourceOptions
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.errors import CorpusIndexError, NotFoundError, SourceError
+from freedraft.retrieval.index.manifest import Reading, read_manifest
 from freedraft.retrieval.index.store import CorpusIndex, delete_documents, merge_segments
 from freedraft.retrieval.query import OCCURRENCES_LOOKED_AT, Follower, documents_with, likeliest_draft
 from freedraft.retrieval.ragged import Int32, as_tokens
@@ -137,7 +140,7 @@ def build(
     min_count: Annotated[
         int,
         typer.Option(
-            min=1, max=2**32 - 1, help="Keep only continuations seen this often in a segment: a far smaller index."
+            min=1, max=2**32 - 1, help="Keep only continuations seen this often in a segment; 2 about halves an index."
         ),
     ] = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the index if there is one.")] = False,
@@ -200,14 +203,17 @@ def append(
     """Add documents to an index.
 
     They become new segments; when there are too many, segments are merged. --dedup and --min-count are those of
-    the build. The sources are read as build reads them.
+    the build. The sources are read as build reads them, by the options given here: where those of the build were
+    others, a line says so.
     """
+    options = SourceOptions(form, field, chat.value, include or (), exclude or ())
+    _tell_other_reading(read_manifest(index).reading, options.recorded())
     report = _run(
         lambda bar: append_to_index(
             index,
             sources,
             tokenizer,
-            SourceOptions(form, field, chat.value, include or (), exclude or ()),
+            options,
             BuildOptions(parse_size(max_memory), workers, ray, strict),
             report=bar.show,
         )
@@ -224,8 +230,8 @@ def merge(index: Index, max_memory: MaxMemory = "4GiB", as_json: AsJson = False)
     """
     limit = segment_tokens(parse_size(max_memory), 0)
     before = _describe(CorpusIndex(index))
-    with waiting(Console(stderr=True), f"merging {_summary(before)}"):
-        merge_segments(index, limit)
+    with _token_bar("merging") as bar:
+        merge_segments(index, limit, bar.show)
     _show_change(f"merged {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -236,13 +242,16 @@ def delete(
         list[str],
         typer.Option(help="Name of the documents to delete, as query and info --documents show it; repeatable."),
     ],
+    max_memory: MaxMemory = "4GiB",
     as_json: AsJson = False,
 ) -> None:
     """Delete documents by name, from answers and from disk.
 
     The segments that hold them are written anew without them. A process that has the index open keeps the old ones
-    until it opens it again. A long file, or a chat, is several documents of one name: all of them go.
+    until it opens it again. A long file, or a chat, is several documents of one name: all of them go. A segment that
+    is too large to be built in the memory given becomes several; merge with more memory joins them again.
     """
+    limit = segment_tokens(parse_size(max_memory), 0)
     opened = CorpusIndex(index)
     # As they are listed, a name's control characters are escaped.
     listed = {_printable(name): name for name in _names(opened)}
@@ -251,8 +260,8 @@ def delete(
     if unknown:
         raise InputError(f"{unknown[0]}: no document of that name in {index}; info --documents lists them")
     before = _describe(opened)
-    with waiting(Console(stderr=True), f"writing anew what holds {', '.join(map(_printable, document))}"):
-        delete_documents(index, [name if name in known else listed[name] for name in document])
+    with _token_bar("writing anew what holds them") as bar:
+        delete_documents(index, [name if name in known else listed[name] for name in document], limit, bar.show)
     _show_change(f"deleted from {index}", before, _describe(CorpusIndex(index)), as_json)
 
 
@@ -273,12 +282,14 @@ def info(
         typer.echo(json.dumps(described, indent=1))
         return
     tokenizer = described["tokenizer"]
+    read_with = _as_options(opened.manifest.reading)
     rows = {
         "index": str(index),
         "tokenizer": f"{tokenizer['name']} ({tokenizer['vocabulary_size']:,} tokens)",
         "fingerprint": tokenizer["fingerprint"],
         "content": _summary(described),
         "options": f"--min-count {described['min_count']}" + (" --dedup" if described["dedup"] else ""),
+        **({"read with": " ".join(filter(None, read_with.values()))} if read_with else {}),
         "sources": "\n".join(described["sources"]),
     }
     width = max(map(len, rows))
@@ -295,8 +306,8 @@ def verify(index: Index, as_json: AsJson = False) -> None:
     """
     try:
         opened = CorpusIndex(index)
-        with waiting(Console(stderr=True), f"checking {_summary(_describe(opened))}"):
-            opened.verify()
+        with _token_bar("checking") as bar:
+            opened.verify(bar.show)
     except CorpusIndexError as error:
         if as_json and not isinstance(error, NotFoundError):
             typer.echo(json.dumps({"sound": False, "error": type(error).__name__, "finding": str(error)}))
@@ -323,7 +334,8 @@ def query(
     """Show what would be drafted after TEXT, and why.
 
     The longest end of TEXT that the index knows; what followed it, how often; the draft, with the context that each
-    token comes from; and the documents that the text is in. The draft is that of the drafter `corpus` but for its
+    token comes from; and the documents with the context that the draft starts from, which need not be the longest end
+    that is known: then the documents with that one follow. The draft is that of the drafter `corpus` but for its
     thresholds: that one ends a draft sooner where it gets unlikely, and makes none that promises too little.
     """
     opened = CorpusIndex(index)
@@ -353,13 +365,26 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
     follower.advance(written)
     known = follower.continuation()
     drafted = likeliest_draft(segments, written, budget)
-    context = written[len(written) - known.length :]
-    documents, all_of_them = documents_with(segments, context) if known.length else ([], True)
+
+    def end_of_text(tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        context = written[len(written) - tokens :]
+        found, all_of_them = documents_with(segments, context) if tokens else ([], True)
+        listed = {
+            "documents": [{"name": name, "count": count} for name, count in found[:top]],
+            "documents_in_all": len(found),
+            "documents_are_all": all_of_them,
+        }
+        return {"tokens": tokens, "text": text_of(context.tolist())}, listed
+
+    match, with_match = end_of_text(known.length)
+    start, with_start = match, with_match
+    if drafted and drafted[0].length != known.length:
+        start, with_start = end_of_text(drafted[0].length)
     return {
         "tokens": len(written),
-        "match": {"tokens": known.length, "text": text_of(context.tolist()), "count": known.count},
+        "match": {**match, "count": known.count, **with_match},
         "continuations": [
-            {"token": token, "text": text_of([token]), "count": times, "probability": times / known.count}
+            {"token": token, "text": text_of([token]), "count": times, "share": times / known.count}
             for token, times in known.tokens[:top]
         ],
         "draft": [
@@ -374,9 +399,8 @@ def _answer(opened: CorpusIndex, written: Int32, budget: int, top: int, tokenize
             for one in drafted
         ],
         "draft_text": text_of([one.token for one in drafted]),
-        "documents": [{"name": name, "count": count} for name, count in documents[:top]],
-        "documents_in_all": len(documents),
-        "documents_are_all": all_of_them,
+        "start": start,
+        **with_start,
     }
 
 
@@ -410,15 +434,26 @@ def _show_answer(answer: dict[str, Any]) -> None:
     table.add_column("token")
     table.add_column("text")
     table.add_column("count", justify="right")
-    table.add_column("probability", justify="right")
+    table.add_column("share", justify="right")
     for one in answer["continuations"]:
-        table.add_row(str(one["token"]), escape(_quoted(one["text"])), str(one["count"]), f"{one['probability']:.3f}")
+        table.add_row(str(one["token"]), escape(_quoted(one["text"])), str(one["count"]), f"{one['share']:.3f}")
     console.print(table)
-    first = "" if answer["documents_are_all"] else f", of its first {OCCURRENCES_LOOKED_AT:,} places in each segment"
-    console.print(f"documents with the match{first}:")
-    for one in answer["documents"]:
+    start = answer["start"]
+    if start["tokens"] == match["tokens"]:
+        _show_documents(console, "documents with the match", answer)
+        return
+    tokens = _counted(start["tokens"], "token")
+    context = f"documents with the last {tokens}, which the draft starts from: {_quoted(start['text'])}"
+    _show_documents(console, context, answer)
+    _show_documents(console, "documents with the match, which is longer", match)
+
+
+def _show_documents(console: Console, what: str, listed: dict[str, Any]) -> None:
+    first = "" if listed["documents_are_all"] else f", of its first {OCCURRENCES_LOOKED_AT:,} places in each segment"
+    console.print(f"{what}{first}:", markup=False, soft_wrap=True)
+    for one in listed["documents"]:
         console.print(f"  {_printable(one['name'])} ({_times(one['count'])})", markup=False, soft_wrap=True)
-    more = answer["documents_in_all"] - len(answer["documents"])
+    more = listed["documents_in_all"] - len(listed["documents"])
     if more:
         console.print(f"  and {more} more")
 
@@ -442,7 +477,27 @@ def _describe(opened: CorpusIndex) -> dict[str, Any]:
         "min_count": manifest.min_count,
         "dedup": manifest.dedup,
         "sources": list(manifest.sources),
+        "reading": asdict(manifest.reading) if manifest.reading is not None else None,
     }
+
+
+def _as_options(reading: Reading | None) -> dict[str, str]:
+    """The options of the command line that these are, by field; no pattern is an empty text."""
+    if reading is None:
+        return {}
+    options = {name: f"--{name} {shlex.quote(getattr(reading, name))}" for name in ("format", "field", "chat")}
+    for name in ("include", "exclude"):
+        options[name] = " ".join(f"--{name} {shlex.quote(pattern)}" for pattern in getattr(reading, name))
+    return options
+
+
+def _tell_other_reading(built: Reading | None, given: Reading) -> None:
+    """Say on stderr which of the build's options are not those of an append."""
+    now = _as_options(given)
+    others = {name: option for name, option in _as_options(built).items() if option != now[name]}
+    if others:
+        were, are = (", ".join(options[name] or f"no --{name}" for name in others) for options in (others, now))
+        typer.echo(_printable(f"the index was built with {were}; this append reads with {are}"), err=True)
 
 
 def _ids(text: str) -> Int32:
@@ -468,6 +523,10 @@ def _printable(text: str) -> str:
 def _run(work: Callable[[ProgressBar], BuildReport]) -> BuildReport:
     with ProgressBar(Console(stderr=True)) as bar:
         return work(bar)
+
+
+def _token_bar(what: str) -> TokenBar:
+    return TokenBar(Console(stderr=True), what)
 
 
 def _show_report(report: BuildReport, folder: Path, done: str, as_json: bool) -> None:
@@ -505,14 +564,15 @@ def _show_change(done: str, before: dict[str, Any], after: dict[str, Any], as_js
 
 def _summary(described: dict[str, Any]) -> str:
     a_token = described["bytes"] / max(1, described["tokens"])
+    segments = _counted(described["segments"], "segment")
     return (
-        f"{described['documents']:,} documents, {described['tokens']:,} tokens, {_counted(described['segments'])}, "
+        f"{described['documents']:,} documents, {described['tokens']:,} tokens, {segments}, "
         f"{_bytes(described['bytes'])} ({a_token:.1f} a token)"
     )
 
 
-def _counted(segments: int) -> str:
-    return f"{segments} segment" + ("" if segments == 1 else "s")
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _bytes(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_tokenizer import make_tokenizer
 from typer.testing import CliRunner
 
 from freedraft.integrations import cli
+from freedraft.retrieval import cli as index_cli
 from freedraft.retrieval import query
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.index.continuation import ESCAPE
@@ -129,6 +132,54 @@ class TestBuild:
         assert (described["documents"], described["dedup"], described["min_count"]) == (2, True, 2)
         assert "--min-count 2 --dedup" in run("info", "i")
 
+    def test_how_the_sources_were_read_is_shown(self, here):
+        build()
+        assert "--format auto --field text --chat replies\n" in run("info", "i")
+        reading = {"format": "auto", "field": "text", "chat": "replies", "include": [], "exclude": []}
+        assert run_json("info", "i")["reading"] == reading
+        build(
+            "src",
+            "--replace",
+            "--field",
+            "a.b",
+            "--include",
+            "*.txt",
+            "--include",
+            "a b",
+            "--exclude",
+            "\x1b",
+            "--chat",
+            "all",
+        )
+        line = r"--format auto --field a.b --chat all --include '*.txt' --include 'a b' --exclude '\x1b'"
+        assert f"{line}\n" in run("info", "i")
+
+    def test_an_append_that_reads_otherwise_says_so_in_a_line(self, here):
+        (here / "chat.jsonl").write_text(json.dumps({"messages": CHAT}))
+        options = ("--field", "messages", "--include", "*.jsonl")
+        build("chat.jsonl", *options)
+
+        def said_of(*arguments):
+            result = CliRunner().invoke(cli.app, ["index", "append", "i", *arguments])
+            assert result.exit_code == 0
+            return result.stderr
+
+        assert said_of("src") == (
+            "the index was built with --field messages, --include '*.jsonl'; "
+            "this append reads with --field text, no --include\n"
+        )
+        assert said_of("chat.jsonl", *options) == ""
+        assert said_of("chat.jsonl", *options, "--exclude", "b*") == (
+            "the index was built with no --exclude; this append reads with --exclude 'b*'\n"
+        )
+        # An index of before this was recorded.
+        manifest = json.loads((here / "i/manifest.json").read_text())
+        del manifest["reading"]
+        (here / "i/manifest.json").write_text(json.dumps(manifest))
+        assert said_of("src") == ""
+        assert "read with" not in run("info", "i")
+        assert run_json("info", "i")["reading"] is None
+
     def test_an_index_is_no_source_of_itself(self, here, monkeypatch, capsys):
         build("src", index="src/i")
         run("append", "src/i", "src")
@@ -201,6 +252,26 @@ class TestChange:
         assert run_json("query", "i", "the cat ")["draft_text"].startswith("sat")
         run("verify", "i")
 
+    def test_delete_stays_within_its_memory(self, here, monkeypatch):
+        (here / "src/c.txt").write_text("the mat")
+        build()
+        with pytest.raises(InputError, match="too little"):
+            run("delete", "i", "--document", "src/c.txt", "--max-memory", "1MB")
+        monkeypatch.setattr(index_cli, "segment_tokens", lambda memory, workers: memory // 10**6)
+        after = run_json("delete", "i", "--document", "src/c.txt", "--max-memory", "20MB")["after"]
+        assert (after["documents"], after["segments"]) == (2, 2)
+
+    def test_progress_on_a_terminal(self, here, monkeypatch):
+        build("src/a.txt")
+        run("append", "i", "src/b.txt")
+        seen = io.StringIO()
+        terminal = Console(file=seen, force_terminal=True, width=160, color_system=None)
+        monkeypatch.setattr(index_cli, "Console", lambda stderr: terminal)
+        for command in (["verify"], ["merge"], ["delete", "--document", "src/b.txt"]):
+            run(command[0], "i", *command[1:])
+        for what in ("checking", "merging", "writing anew what holds them"):
+            assert re.search(rf"{what} .* 100% [\d,]+ tokens, [\d,]+/s 0:00:0\d 0:00:00", seen.getvalue())
+
     def test_deleting_what_is_not_there(self, here):
         build()
         with pytest.raises(InputError, match=r"src/c\.txt"):
@@ -220,8 +291,12 @@ class TestQuery:
     def test_what_would_be_drafted_and_why(self, here):
         build()
         answer = run_json("query", "i", "for,the ", "--tokens", "4")
-        assert answer["match"] == {"tokens": 2, "text": "the ", "count": 4}
-        assert [(c["text"], c["count"], c["probability"]) for c in answer["continuations"]] == [
+        documents = [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
+        of_documents = {"documents": documents, "documents_in_all": 2, "documents_are_all": True}
+        assert answer["match"] == {"tokens": 2, "text": "the ", "count": 4, **of_documents}
+        assert answer["start"] == {"tokens": 2, "text": "the "}
+        assert {key: answer[key] for key in of_documents} == of_documents
+        assert [(c["text"], c["count"], c["share"]) for c in answer["continuations"]] == [
             ("cat", 2, 0.5), ("dog", 1, 0.25), ("mat", 1, 0.25),
         ]  # fmt: skip
         assert answer["draft"][0] == {
@@ -233,7 +308,23 @@ class TestQuery:
             "probability": 2 / (4 + ESCAPE / 2),
         }
         assert len(answer["draft"]) == 4
-        assert answer["documents"] == [{"name": "src/a.txt", "count": 2}, {"name": "src/b.txt", "count": 2}]
+
+    def test_the_documents_are_those_that_the_draft_comes_from(self, here):
+        # After the match, "on the ", "dog" came once; after " the " it was "cat" six times of seven.
+        (here / "src/a.txt").write_text("on the dog")
+        (here / "src/b.txt").write_text("if the cat, if the cat, if the cat, if the cat, if the cat, if the cat.")
+        build()
+        answer = run_json("query", "i", "on the ")
+        assert (answer["match"]["text"], answer["start"]["text"]) == ("on the ", " the ")
+        assert answer["draft"][0]["context"] == answer["start"]["tokens"] == 3
+        assert answer["documents"] == [{"name": "src/b.txt", "count": 6}, {"name": "src/a.txt", "count": 1}]
+        assert answer["match"]["documents"] == [{"name": "src/a.txt", "count": 1}]
+        said = run("query", "i", "on the ")
+        assert said.endswith(
+            'documents with the last 3 tokens, which the draft starts from: " the ":\n'
+            "  src/b.txt (6 times)\n  src/a.txt (once)\n"
+            "documents with the match, which is longer:\n  src/a.txt (once)\n"
+        )
 
     def test_for_people(self, here):
         build()
@@ -241,7 +332,8 @@ class TestQuery:
         assert 'match: the last 2 of 4 tokens, seen 4 times: "the "' in said
         assert 'draft: "cat ' in said
         assert re.search(r'"cat" *│ *2 tokens │ 2 of 4 │ *0\.250', said)
-        assert "  src/a.txt (2 times)\n  and 1 more\n" in said
+        assert re.search(r"token *┃ text *┃ count ┃ share", said)
+        assert "documents with the match:\n  src/a.txt (2 times)\n  and 1 more\n" in said
 
     def test_nothing_known(self, here):
         build()
@@ -249,6 +341,7 @@ class TestQuery:
         answer = run_json("query", "i", "zzz")
         assert answer["match"]["tokens"] == 0
         assert answer["draft"] == answer["documents"] == answer["continuations"] == []
+        assert answer["start"] == {"tokens": 0, "text": ""}
 
     def test_standard_input_and_markup(self, here):
         (here / "c.txt").write_text("[bold] [/red] the [dog]")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
-import pytest
 from rich.console import Console
 
 from freedraft.retrieval.build import display
-from freedraft.retrieval.build.display import ProgressBar, waiting
+from freedraft.retrieval.build.display import ProgressBar, TokenBar
 from freedraft.retrieval.build.packing import Progress
 
 
@@ -36,17 +36,32 @@ def test_a_build_says_how_far_and_how_fast(monkeypatch):
     assert "building, 1,300 documents" in drawn(on)
 
 
-def test_something_at_work_says_so_and_takes_no_markup():
+def test_other_work_says_how_far_and_how_fast_and_takes_no_markup(monkeypatch):
+    monkeypatch.setattr(display, "REFRESH_SECONDS", 0.0)
     on = console(terminal=True)
-    with waiting(on, "writing anew what holds [/red] a.txt"):
-        pass
-    assert "writing anew what holds [/red] a.txt 0:00:0" in drawn(on)
+    with TokenBar(on, "merging [/red]") as bar:
+        bar.show(2000, 8000)
+        bar._bars.refresh()
+        begun = drawn(on)
+        bar.show(8000, 8000)
+        bar._bars.refresh()
+    assert re.search(r"merging \[/red\] .* 25% 2,000 tokens, [\d,]+/s 0:00:0\d ", begun)
+    assert re.search(r"100% 8,000 tokens, [\d,]+/s 0:00:0\d 0:00:00", drawn(on))
 
 
-@pytest.mark.parametrize("showing", [ProgressBar, lambda on: waiting(on, "merging")])
-def test_nothing_where_there_is_no_terminal(showing):
+def test_the_end_is_shown_however_soon_it_comes(monkeypatch):
+    monkeypatch.setattr(display, "REFRESH_SECONDS", 60.0)
+    on = console(terminal=True)
+    with TokenBar(on, "checking") as bar:
+        for done in range(5):
+            bar.show(done, 4)
+    assert "100% 4 tokens, " in drawn(on)
+
+
+def test_nothing_where_there_is_no_terminal():
     on = console(terminal=False)
-    with showing(on) as bar:
-        if bar is not None:
-            bar.show(Progress(documents=1, finishing=True))
+    with ProgressBar(on) as bar:
+        bar.show(Progress(documents=1, finishing=True))
+    with TokenBar(on, "merging") as bar:
+        bar.show(1, 1)
     assert drawn(on) == ""

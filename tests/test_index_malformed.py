@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from freedraft.plugins.corpus import Chains, continue_batch
+from freedraft.retrieval.index import validate
 from freedraft.retrieval.index.documents import Documents
 from freedraft.retrieval.index.errors import (
     ByteOrderError,
@@ -137,6 +138,13 @@ def refuse(folder, content, error, words=None):
         Segment(write(folder, content))
     assert type(caught.value) is error
     assert "a.segment" in str(caught.value)
+
+
+def test_a_sound_segment_is_sound_however_few_nodes_are_checked_at_once(tmp_path, monkeypatch):
+    segment = Segment(write(tmp_path, sound()))
+    for number in range(1, len(segment.automaton.nodes) + 2):
+        monkeypatch.setattr(validate, "NODES_AT_ONCE", number)
+        segment.verify()
 
 
 def test_the_helpers_leave_a_sound_segment_sound(tmp_path):
@@ -414,8 +422,10 @@ DAMAGES = {
 
 
 class TestFoundOnVerify:
+    @pytest.mark.parametrize("nodes_at_once", [2, validate.NODES_AT_ONCE])
     @pytest.mark.parametrize(("kind", "change", "words"), DAMAGES.values(), ids=DAMAGES.keys())
-    def test_structure(self, tmp_path, kind, change, words):
+    def test_structure(self, tmp_path, monkeypatch, kind, change, words, nodes_at_once):
+        monkeypatch.setattr(validate, "NODES_AT_ONCE", nodes_at_once)
         segment = Segment(write(tmp_path, with_array(kind, change)))
         with pytest.raises(DamagedError, match=words):
             segment.verify()

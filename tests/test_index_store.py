@@ -34,7 +34,7 @@ from freedraft.retrieval.index.errors import (
     VersionError,
 )
 from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
-from freedraft.retrieval.index.manifest import MANIFEST, Manifest, TokenizerEntry, read_manifest
+from freedraft.retrieval.index.manifest import MANIFEST, Manifest, Reading, TokenizerEntry, read_manifest
 from freedraft.retrieval.index.store import (
     MERGED_AT_ONCE,
     MOST_SEGMENTS,
@@ -48,6 +48,7 @@ from freedraft.retrieval.index.store import (
 from freedraft.retrieval.query import Follower
 
 TOKENIZER = TokenizerEntry("letters", "00" * 16, 100)
+READING = {"format": "auto", "field": "text", "chat": "replies", "include": [], "exclude": []}
 
 
 def documents_of(rows, first=0):
@@ -120,6 +121,55 @@ def test_equals_naive_through_append_delete_and_merge(tmp_path):
     assert delete_documents(folder, [f"document {i}" for i in rows]) == len(rows)
     assert_answers(folder, [])
     assert files_in(folder) == {MANIFEST}
+
+
+def told(work):
+    """What `work` reports, in order: it never falls, and ends with all of it done."""
+    reports = []
+    work(lambda done, total: reports.append((done, total)))
+    done = [one for one, _ in reports]
+    assert done == sorted(done)
+    assert len({total for _, total in reports}) == 1
+    assert reports[-1][0] == reports[-1][1]
+    return reports
+
+
+def test_work_says_how_far_it_is(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3], [4, 5]])
+    for i in range(3):
+        append(folder, [[7] * (100 * i + 10)], 2 + i)
+    checked = told(CorpusIndex(folder).verify)
+    assert checked[-1] == (335, 335)
+    assert {5, 15, 125} <= {done for done, _ in checked}
+    # Of the first segment one document is written anew, with its border; the others are left alone.
+    assert told(lambda report: delete_documents(folder, ["document 0"], report=report))[-1] == (3, 3)
+    merged = told(lambda report: merge_segments(folder, report=report))
+    assert merged[-1] == (332, 332)
+    assert len({done for done, _ in merged}) > 5
+
+
+def test_what_delete_writes_anew_is_no_larger_than_asked(tmp_path):
+    folder = tmp_path / "index"
+    rows = [[1, 2, 3], [9] * 20, [4, 1, 2], [1, 2, 5, 6], [7], [8, 1, 2]]
+    create(folder, rows)
+    assert delete_documents(folder, ["document 4"], max_tokens=9) == 1
+    entries = read_manifest(folder).segments
+    # A document that is larger by itself is kept whole; 4 + 5 tokens with their borders just fit.
+    assert [(entry.documents, entry.tokens) for entry in entries] == [(1, 3), (1, 20), (2, 7), (1, 3)]
+    assert_answers(folder, [row for row in rows if row != [7]])
+    assert [name for segment in CorpusIndex(folder).segments for name in segment.names()] == [
+        f"document {i}" for i in (0, 1, 2, 3, 5)
+    ]
+
+
+def test_a_segment_that_fits_is_written_anew_as_one_of_the_same_bytes(tmp_path):
+    rows = some_rows(3, 5)
+    create(tmp_path / "all", [*rows, [77, 78]])
+    create(tmp_path / "some", rows)
+    delete_documents(tmp_path / "all", ["document 5"])
+    digests = [[entry.digest for entry in read_manifest(tmp_path / name).segments] for name in ("all", "some")]
+    assert digests[0] == digests[1]
 
 
 def test_a_deleted_document_is_gone_from_disk_at_once(tmp_path):
@@ -462,6 +512,11 @@ def damaged(folder, change):
         (lambda m: m.update(min_count=0), ManifestError, "min_count: expected 1 to 4294967295, got 0"),
         (lambda m: m.update(min_count=True), ManifestError, "expected int"),
         (lambda m: m.update(dedup="no"), ManifestError, "expected bool"),
+        (lambda m: m.update(reading=None), ManifestError, "reading: expected dict"),
+        (lambda m: m.update(reading={}), ManifestError, "reading: format is missing"),
+        (lambda m: m.update(reading={**READING, "chat": 1}), ManifestError, "reading: chat: expected str"),
+        (lambda m: m.update(reading={**READING, "include": "*"}), ManifestError, "reading: include: expected list"),
+        (lambda m: m.update(reading={**READING, "exclude": [1]}), ManifestError, "exclude: expected a list of strings"),
         (lambda m: m["segments"].append(m["segments"][0]), ManifestError, "named twice"),
         (lambda m: m["segments"][0].update(file="../x.segment"), ManifestError, "hexadecimal"),
         (lambda m: m["segments"][0].update(file="/etc/passwd"), ManifestError, "hexadecimal"),
@@ -490,6 +545,21 @@ def test_manifests_that_are_none(tmp_path, content):
     # What may be lost is left where it is.
     with IndexWriter(folder):
         assert len(files_in(folder)) == 2
+
+
+def test_keys_that_may_be_missing_or_are_not_known(tmp_path):
+    folder = tmp_path / "index"
+    create(folder, [[1, 2, 3]])
+    values = json.loads((folder / MANIFEST).read_text())
+    assert "reading" not in values
+    assert read_manifest(folder).reading is None
+    values |= {"reading": {**READING, "include": ["*.py"], "later": 1}, "of a later version": [1]}
+    (folder / MANIFEST).write_text(json.dumps(values))
+    assert read_manifest(folder).reading == Reading("auto", "text", "replies", ("*.py",), ())
+    append(folder, [[4, 5]], 1)
+    merge_segments(folder)
+    delete_documents(folder, ["document 0"])
+    assert read_manifest(folder).reading == Reading("auto", "text", "replies", ("*.py",), ())
 
 
 def replace_by_link(path):

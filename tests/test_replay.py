@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import drafters
 import numpy as np
 import pytest
+from small_index import create
+from tiny_tokenizer import make_tokenizer
 from typer.testing import CliRunner
 
 from freedraft.integrations import cli
+from freedraft.integrations.replay import runs, simulate
 from freedraft.integrations.replay.costs import CPU, GPU, Cost, linear, read_cost, write_cost
 from freedraft.integrations.replay.recorded import Request, read_requests
 from freedraft.integrations.replay.simulate import plain_time, replay, told_pacer
@@ -18,6 +22,8 @@ from freedraft.plugins.base import Drafts
 from freedraft.plugins.pacing import Pacer, PacingSettings
 from freedraft.plugins.registry import make_drafter
 from freedraft.retrieval.errors import InputError, UnsupportedError
+from freedraft.retrieval.index.errors import NotFoundError, TokenizerMismatchError
+from freedraft.retrieval.index.fingerprint import tokenizer_fingerprint
 
 
 class Words:
@@ -240,6 +246,48 @@ class TestSimulation:
         wrong = drafters.Scripted(lambda text, budget: [99] * min(4, budget))
         assert replay(wrong, requests_of(([1], reply)), linear(2.0)).speedup < 0.2
 
+    def test_a_padded_step_is_as_wide_as_its_longest_draft(self):
+        # The first sequence drafts 3 wrong tokens a step, as far as its reply goes on; the second one none.
+        def propose(text, budget):
+            return [0] * min(3, budget) if text[0] == 1 else []
+
+        pairs = [([1], [5] * 5), ([2], [5] * 5)]
+        outcomes = [
+            replay(drafters.Scripted(propose), requests_of(*pairs), linear(0.1), streams=2, padded=padded)
+            for padded in (False, True)
+        ]
+        drafted = [3, 3, 2, 1, 0]
+        assert outcomes[0].time == pytest.approx(sum(1 + 0.1 * (2 + n - 1) for n in drafted))
+        assert outcomes[1].time == pytest.approx(sum(1 + 0.1 * (2 * (1 + n) - 1) for n in drafted))
+        assert outcomes[0].plain_time == outcomes[1].plain_time
+        assert [(one.passes, one.steps, one.drafted) for one in outcomes] == [(5, 10, 9)] * 2
+
+    def test_pacing_of_padded_steps_is_that_of_generate(self):
+        # One sequence has a good draft of 4. Padded, the other three pay for it as well.
+        def propose(text, budget):
+            return [5] * min(4, budget) if text[0] == 1 else []
+
+        pairs = [([number], [5] * 40) for number in (1, 2, 3, 4)]
+        kept = {}
+        for padded in (False, True):
+            pacer = told_pacer(Pacer(), linear(0.4))
+            script = drafters.Scripted(propose)
+            kept[padded] = replay(script, requests_of(*pairs), linear(0.4), pacer=pacer, streams=4, padded=padded)
+        assert kept[False].drafted > 0
+        assert kept[True].drafted == 0
+        assert kept[True].speedup == pytest.approx(1)
+
+    def test_drafting_is_timed_and_no_part_of_the_speed_up(self, monkeypatch):
+        clock = iter(range(1000))
+        monkeypatch.setattr(simulate, "perf_counter", lambda: next(clock))
+        outcome = replay(drafters.never(), requests_of(([1], [2, 3]), ([1], [2])), linear(0))
+        # A second by this clock for every call that is timed: draft and extend in each of 3 steps, open twice.
+        assert (outcome.passes, outcome.drafting_seconds) == (3, 6)
+        assert (outcome.requests, outcome.opening_seconds) == (2, 2)
+        assert outcome.as_dict()["drafting_us_per_step"] == 2e6
+        assert outcome.as_dict()["opening_us_per_request"] == 1e6
+        assert outcome.speedup == 1
+
     def test_by_match_length(self):
         outcome = replay(drafters.noise(5), requests_of(([1, 2, 3, 1, 2], [3, 1, 9, 9])), linear(0))
         matches = outcome.as_dict()["by_match_length"]
@@ -307,6 +355,7 @@ class TestCommand:
         output = run("replay", recorded, "--streams", 2, "--limit", 60).output
         assert "2 requests, 64 reply tokens, 2 at a time; cost: gpu" in output
         assert "predicted speed-up" in output
+        assert re.search(r"│ fusion +│.* x │ +[\d,]+ us │", output)
         assert "own text" in output
 
     def test_configurations(self, recorded, tmp_path):
@@ -320,6 +369,58 @@ class TestCommand:
         assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")
         with pytest.raises(InputError, match="--plot"):
             run("replay", recorded, "--plot", tmp_path / "drawn.nonsense")
+
+    def test_padded(self, tmp_path):
+        replies = [[5, 6, 7, 8] * 8, list(range(20, 52))]
+        recorded = lines(tmp_path, *[{"prompt_ids": [1], "reply_ids": reply} for reply in replies])
+        options = ("--cost", "0.05", "--streams", 2, "--drafter", "prompt_lookup")
+        reports = [json.loads(run("replay", recorded, *options, *more, "--json").output) for more in ([], ["--padded"])]
+        assert [report["padded"] for report in reports] == [False, True]
+        speed = [report["drafters"]["prompt_lookup"]["speedup"] for report in reports]
+        # Only the first has drafts; padded, the second pays for them too.
+        assert speed[1] < speed[0]
+        assert "2 at a time, padded; cost" in run("replay", recorded, *options, "--padded").output
+
+    def test_indexes_are_handed_to_the_drafters_that_take_one(self, recorded, tmp_path):
+        first = create(tmp_path / "first", [[5, 6, 7, 8] * 8])
+        second = create(tmp_path / "second", [[1, 2, 3]])
+        drafters_ = [f"--drafter={name}" for name in ("corpus", "fusion", "prompt_lookup")]
+        output = run("replay", recorded, *drafters_, "--index", first, "--index", second, "--json").output
+        report = json.loads(output)["drafters"]
+        assert report["corpus"]["by_source"]["corpus"]["accepted"] > 100
+        assert report["fusion"]["by_source"]["corpus"]["accepted"] > 0
+        assert report["prompt_lookup"]["by_source"]["corpus"]["drafted"] == 0
+
+    def test_a_configuration_keeps_its_own_index(self, recorded, tmp_path):
+        useless = create(tmp_path / "useless", [[90, 91]])
+        (tmp_path / "mine.yaml").write_text(f"drafter: corpus\nindex: {useless}\n")
+        useful = create(tmp_path / "useful", [[5, 6, 7, 8] * 8])
+        options = ("--drafter", "corpus", "--config", tmp_path / "mine.yaml", "--index", useful)
+        report = json.loads(run("replay", recorded, *options, "--json").output)["drafters"]
+        assert report["corpus"]["by_source"]["corpus"]["accepted"] > 0
+        assert report["mine"]["by_source"]["corpus"]["drafted"] == 0
+
+    def test_the_tokenizer_of_an_index_is_checked(self, recorded, tmp_path, monkeypatch):
+        monkeypatch.setattr(runs, "load_tokenizer", lambda name: None)
+        tokenizer = make_tokenizer(tmp_path / "tok")
+        fingerprint = tokenizer_fingerprint(tokenizer / "tokenizer.json")
+        mine = create(tmp_path / "mine", [[5, 6, 7, 8] * 8], fingerprint=fingerprint)
+        other = create(tmp_path / "other", [[5, 6]])
+        for drafter in ("corpus", "fusion"):
+            options = ("--drafter", drafter, "--tokenizer", tokenizer)
+            run("replay", recorded, *options, "--index", mine)
+            with pytest.raises(TokenizerMismatchError, match="other: built with"):
+                run("replay", recorded, *options, "--index", other)
+            with pytest.raises(TokenizerMismatchError, match="other: built with"):
+                run("replay", recorded, "--drafter", drafter, "--index", mine, "--index", other)
+
+    def test_indexes_that_do_not_fit(self, recorded, tmp_path):
+        with pytest.raises(InputError, match="corpus: the drafter needs an index to draft from: give --index FOLDER"):
+            run("replay", recorded, "--drafter", "corpus")
+        with pytest.raises(InputError, match="none of the drafters takes one: prompt_lookup"):
+            run("replay", recorded, "--drafter", "prompt_lookup", "--index", tmp_path)
+        with pytest.raises(NotFoundError, match="no index there"):
+            run("replay", recorded, "--index", tmp_path / "none")
 
     def test_errors_are_ours(self, recorded, tmp_path):
         for options in (("--cost", "free"), ("--tokenizer", tmp_path / "none")):

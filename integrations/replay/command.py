@@ -25,6 +25,13 @@ def replay_command(
     config: Annotated[
         list[Path] | None, typer.Option(help="YAML file with a drafter and its settings, to try too; repeatable.")
     ] = None,
+    index: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Index to draft from, for the drafters that take one, such as fusion and corpus; repeatable.",
+        ),
+    ] = None,
     cost: Annotated[
         str,
         typer.Option(
@@ -33,6 +40,14 @@ def replay_command(
         ),
     ] = "gpu",
     streams: Annotated[int, typer.Option(min=1, help="Requests that are served at a time.")] = 1,
+    padded: Annotated[
+        bool,
+        typer.Option(
+            "--padded",
+            help="With --streams: a step takes as many tokens for every request as for the one with the longest draft, "
+            "as batches in generate do.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after about so many reply tokens.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     plot: Annotated[
@@ -47,27 +62,34 @@ def replay_command(
         chosen_configs,
         first_requests,
         load_tokenizer,
+        rehearse,
         run,
         speed_up_by_cost,
+        with_indexes,
     )
     from freedraft.integrations.replay.tables import show
 
     curve = read_cost(cost)
-    configs = chosen_configs(drafter or [], config or [])
+    configs = with_indexes(chosen_configs(drafter or [], config or []), index or [], tokenizer)
     loaded = load_tokenizer(tokenizer)
     requests = first_requests(list(chain.from_iterable(read_requests(path, loaded) for path in recorded)), limit)
-    outcomes = {name: run(chosen, requests, curve, streams) for name, chosen in configs.items()}
+    outcomes = {}
+    for name, chosen in configs.items():
+        rehearse(chosen, streams, padded)
+        outcomes[name] = run(chosen, requests, curve, streams, padded)
     if plot is not None:
         from freedraft.integrations.replay.plot import draw
 
-        draw(plot, outcomes, {name: speed_up_by_cost(chosen, requests, streams) for name, chosen in configs.items()})
+        by_cost = {name: speed_up_by_cost(chosen, requests, streams, padded) for name, chosen in configs.items()}
+        draw(plot, outcomes, by_cost)
     if as_json:
         report = {
             "requests": len(requests),
             "cost": curve.name,
             "streams": streams,
+            "padded": padded,
             "drafters": {name: outcome.as_dict() for name, outcome in outcomes.items()},
         }
         typer.echo(json.dumps(report, indent=1))
         return
-    show(outcomes, curve, len(requests), streams)
+    show(outcomes, curve, len(requests), streams, padded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,10 @@ class Outcome:
         tokens: reply tokens.
         steps: sequence steps: one sequence's share in a step of the batch.
         drafted, accepted: draft tokens verified, and of them accepted.
-        time, plain_time: of all steps, by the cost, with drafts and without any.
+        requests, passes: requests begun; steps of the batch, which are forward passes.
+        time, plain_time: of all steps, by the cost, with drafts and without any; drafting itself is in neither.
+        drafting_seconds: measured, in all steps: drafting, pacing, and telling the drafter what was committed.
+        opening_seconds: measured: giving the drafter the prompts.
         sources: by `Source` name.
         matches: by the length of the longest suffix of the sequence's own text that occurred in it before.
         calibration: float64 `(CALIBRATION_BUCKETS, 3)`, as in `Pacer`, of all that was drafted, verified or not.
@@ -47,8 +51,12 @@ class Outcome:
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    requests: int = 0
+    passes: int = 0
     time: float = 0.0
     plain_time: float = 0.0
+    drafting_seconds: float = 0.0
+    opening_seconds: float = 0.0
     sources: dict[str, Counts] = field(default_factory=dict)
     matches: dict[str, Counts] = field(default_factory=dict)
     calibration: Float64 = field(default_factory=lambda: np.zeros((CALIBRATION_BUCKETS, 3)))
@@ -73,6 +81,16 @@ class Outcome:
         """Plain time over time."""
         return self.plain_time / self.time if self.time else 0.0
 
+    @property
+    def drafting_us_per_step(self) -> float:
+        """Mean microseconds of drafting in a step of the batch."""
+        return 1e6 * self.drafting_seconds / self.passes if self.passes else 0.0
+
+    @property
+    def opening_us_per_request(self) -> float:
+        """Mean microseconds for which a prompt keeps the drafter busy."""
+        return 1e6 * self.opening_seconds / self.requests if self.requests else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
@@ -82,6 +100,9 @@ class Outcome:
             "acceptance": round(self.acceptance, 4),
             "drafted_per_step": round(self.drafted_per_step, 4),
             "speedup": round(self.speedup, 4),
+            "passes": self.passes,
+            "drafting_us_per_step": round(self.drafting_us_per_step, 2),
+            "opening_us_per_request": round(self.opening_us_per_request, 2),
             "by_source": {name: _shown(counts) for name, counts in self.sources.items()},
             "by_match_length": {name: {"steps": c.steps, **_shown(c)} for name, c in self.matches.items()},
             "calibration": [
@@ -111,6 +132,7 @@ def replay(
     *,
     pacer: Pacer | None = None,
     streams: int = 1,
+    padded: bool = False,
     longest: int = 128,
 ) -> Outcome:
     """Run recorded requests through a drafter, `streams` at a time, each as soon as there is room for it.
@@ -124,6 +146,7 @@ def replay(
         cost: T(n).
         pacer: None verifies all that is drafted; see `told_pacer`.
         streams: sequences at a time, 1 or more.
+        padded: a step takes as many tokens for every sequence as for the one with the longest draft.
         longest: tokens of a draft, at most.
 
     Raises:
@@ -146,10 +169,12 @@ def replay(
         while waiting and len(running) < streams:
             request = waiting.pop()
             prompt, offsets = ragged([request.prompt])
-            running.append(
-                _Running(request.reply, int(drafter.open(prompt, offsets)[0]), int(texts.open(prompt, offsets)[0]))
-            )
-        _step(drafter, pacer, cost, running, texts, outcome, longest)
+            started = perf_counter()
+            slot = int(drafter.open(prompt, offsets)[0])
+            outcome.opening_seconds += perf_counter() - started
+            outcome.requests += 1
+            running.append(_Running(request.reply, slot, int(texts.open(prompt, offsets)[0])))
+        _step(drafter, pacer, cost, running, texts, outcome, padded, longest)
         ended = [one for one in running if one.place == len(one.reply)]
         if ended:
             drafter.close(np.array([one.slot for one in ended]))
@@ -188,16 +213,19 @@ def _step(
     running: list[_Running],
     texts: SuffixAutomata,
     outcome: Outcome,
+    padded: bool,
     longest: int,
 ) -> None:
     slots = np.array([one.slot for one in running])
     own = np.array([one.text for one in running])
     # The last token of a reply needs no draft after it.
     budget = np.array([min(longest, len(one.reply) - one.place - 1) for one in running], np.int32)
+    started = perf_counter()
     whole = drafter.draft(slots, budget)
+    drafts = whole if pacer is None else pacer.cut(whole, len(running), padded=padded)
+    outcome.drafting_seconds += perf_counter() - started
     right = np.array([len(_path(whole, i, one)) for i, one in enumerate(running)])
     judge_chains(whole.probability, whole.offsets, right, outcome.calibration)
-    drafts = whole if pacer is None else pacer.cut(whole, len(running))
     matches = texts.match_lengths(own).tolist()
     accepted = np.zeros(len(running), np.int32)
     committed = []
@@ -208,13 +236,23 @@ def _step(
         accepted[i] = len(path)
         committed.append(one.reply[one.place : one.place + len(path) + 1])
         one.place += len(path) + 1
-    outcome.time += cost(len(running) + len(drafts.tokens))
+    outcome.time += cost(_pass_tokens(drafts, padded))
+    outcome.passes += 1
     tokens, offsets = ragged(committed)
+    started = perf_counter()
     if drafter.feedback:
         drafter.observe(slots, Feedback(accepted, drafts.offsets + np.arange(len(drafts.offsets))))
     drafter.extend(slots, tokens, offsets)
+    outcome.drafting_seconds += perf_counter() - started
     texts.extend(own, tokens, offsets)
     outcome.tokens += len(tokens)
+
+
+def _pass_tokens(drafts: Drafts, padded: bool) -> int:
+    """Tokens of the forward pass that verifies the drafts of all its sequences."""
+    if padded:
+        return drafts.rows * (1 + int(np.diff(drafts.offsets).max()))
+    return drafts.rows + len(drafts.tokens)
 
 
 def _path(drafts: Drafts, i: int, one: _Running) -> list[int]:

@@ -13,13 +13,13 @@ from freedraft.integrations.replay.costs import Cost
 from freedraft.integrations.replay.simulate import Outcome
 
 
-def show(outcomes: Mapping[str, Outcome], cost: Cost, requests: int, streams: int) -> None:
+def show(outcomes: Mapping[str, Outcome], cost: Cost, requests: int, streams: int, padded: bool) -> None:
     """Print how each drafter did, and of what its drafts were made."""
     console = Console() if sys.stdout.isatty() else Console(width=100)
     tokens = next(iter(outcomes.values())).tokens
-    at_a_time = "one at a time" if streams == 1 else f"{streams} at a time"
+    at_a_time = "one at a time" if streams == 1 else f"{streams} at a time" + (", padded" if padded else "")
     table = Table(title=f"{requests} requests, {tokens} reply tokens, {at_a_time}; cost: {cost.name}", title_style="")
-    for column in ("drafter", "tokens a step", "drafted a step", "accepted", "predicted speed-up"):
+    for column in ("drafter", "tokens a step", "drafted a step", "accepted", "predicted speed-up", "drafting a step"):
         table.add_column(column, justify="left" if column == "drafter" else "right")
     for name, outcome in outcomes.items():
         table.add_row(
@@ -28,6 +28,7 @@ def show(outcomes: Mapping[str, Outcome], cost: Cost, requests: int, streams: in
             f"{outcome.drafted_per_step:.2f}",
             f"{outcome.acceptance:.0%}",
             f"{outcome.speedup:.2f} x",
+            f"{outcome.drafting_us_per_step:,.0f} us",
         )
     console.print(table)
     for title, part in (("source", "sources"), ("match length", "matches")):

@@ -99,8 +99,9 @@ def build_index(
     if index_exists(folder) and not overwrite:
         raise InputError(f"{folder}: there is an index already: append adds to it, build --replace builds it anew")
     entry = TokenizerEntry(tokenizer.name, tokenizer_fingerprint(tokenizer.path), tokenizer.vocabulary_size)
-    empty = Manifest(tokenizer=entry, min_count=min_count, dedup=dedup, sources=(), segments=())
-    build = _Build(folder, paths, tokenizer, source_options or SourceOptions(), options or BuildOptions(), report)
+    read_as = source_options or SourceOptions()
+    empty = Manifest(tokenizer=entry, min_count=min_count, dedup=dedup, reading=read_as.recorded())
+    build = _Build(folder, paths, tokenizer, read_as, options or BuildOptions(), report)
     with IndexWriter(folder, create=True) as writer:
         entries = build.write(writer, empty, set())
         if not entries:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -14,6 +13,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -28,19 +28,19 @@ from freedraft.retrieval.build.packing import Progress
 REFRESH_SECONDS = 0.1
 
 
-class ProgressBar:
-    """Shows bytes read, tokens a second and the time left, on stderr, while it is entered.
+class _Bar:
+    """One line on stderr while it is entered.
 
     Args:
         console: on stderr; not a terminal = shows nothing.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, what: str, *columns: ProgressColumn) -> None:
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            DownloadColumn(binary_units=True),
+            *columns,
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -49,9 +49,9 @@ class ProgressBar:
             transient=True,
         )
         self._shown = 0.0
-        self._task = self._bars.add_task("reading", total=None)
+        self._task = self._bars.add_task(what, total=None)
 
-    def __enter__(self) -> ProgressBar:
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
@@ -60,12 +60,24 @@ class ProgressBar:
     ) -> None:
         self._bars.stop()
 
+    def _is_due(self) -> bool:
+        now = monotonic()
+        if now - self._shown < REFRESH_SECONDS:
+            return False
+        self._shown = now
+        return True
+
+
+class ProgressBar(_Bar):
+    """Shows bytes read, tokens a second and the time left of a build."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, "reading", DownloadColumn(binary_units=True))
+
     def show(self, progress: Progress) -> None:
         """Bring the bar up to date, some times a second: cheap enough to call for every document."""
-        now = monotonic()
-        if now - self._shown < REFRESH_SECONDS and not progress.finishing:
+        if not self._is_due() and not progress.finishing:
             return
-        self._shown = now
         what = "building" if progress.finishing else "reading"
         self._bars.update(
             self._task,
@@ -76,18 +88,20 @@ class ProgressBar:
         )
 
 
-@contextmanager
-def waiting(console: Console, what: str) -> Iterator[None]:
-    """Show that something is at work, and for how long, while it is entered.
+class TokenBar(_Bar):
+    """Shows how many of the tokens are done, how many a second, and the time left.
 
     Args:
-        console: on stderr; not a terminal = shows nothing.
         what: is done.
     """
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Bars(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        bars.add_task(what, total=None)
-        yield
+
+    def __init__(self, console: Console, what: str) -> None:
+        super().__init__(console, what, TaskProgressColumn())
+
+    def show(self, done: int, total: int) -> None:
+        """Bring the bar up to date, some times a second."""
+        if self._is_due() or done == total:
+            self._bars.update(self._task, completed=done, total=total, tokens=done)
 
 
 class _Rate(ProgressColumn):

@@ -26,6 +26,7 @@ from freedraft.retrieval.build.streams import (
 from freedraft.retrieval.build.texts import looks_binary, read_text
 from freedraft.retrieval.build.token_files import read_tokens
 from freedraft.retrieval.index.errors import SourceError
+from freedraft.retrieval.index.manifest import Reading
 from freedraft.retrieval.ragged import Int32
 
 
@@ -71,6 +72,10 @@ class SourceOptions:
     chat: ChatPart = "replies"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+
+    def recorded(self) -> Reading:
+        """These options as a manifest has them."""
+        return Reading(str(self.format), self.field, self.chat, tuple(self.include), tuple(self.exclude))
 
 
 class Sources:

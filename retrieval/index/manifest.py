@@ -53,6 +53,17 @@ class SegmentEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How the sources of a build were read: the options of `SourceOptions`."""
+
+    format: str
+    field: str
+    chat: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What an index consists of.
 
@@ -62,6 +73,7 @@ class Manifest:
         dedup: documents whose tokens are there already are left out.
         sources: where documents came from.
         segments: in the order in which they were added.
+        reading: how the build read its sources; None = not recorded.
     """
 
     tokenizer: TokenizerEntry
@@ -69,10 +81,14 @@ class Manifest:
     dedup: bool = False
     sources: tuple[str, ...] = ()
     segments: tuple[SegmentEntry, ...] = ()
+    reading: Reading | None = None
 
     def to_json(self) -> str:
         """The manifest file's text."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.reading is None:
+            del values["reading"]
+        return json.dumps(values, indent=1) + "\n"
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -128,13 +144,22 @@ def parse_manifest(values: Any, name: str) -> Manifest:
     segments = tuple(_segment(item, name) for item in _field(values, "segments", list, name))
     if len({segment.file for segment in segments}) != len(segments):
         raise ManifestError(f"{name}: segments: one file is named twice")
-    sources = _field(values, "sources", list, name)
-    if not all(isinstance(source, str) for source in sources):
-        raise ManifestError(f"{name}: sources: expected a list of strings")
+    sources = _strings(values, "sources", name)
     min_count = _count(values, "min_count", name)
     if not 1 <= min_count < 2**32:
         raise ManifestError(f"{name}: min_count: expected 1 to {2**32 - 1}, got {min_count}")
-    return Manifest(entry, min_count, _field(values, "dedup", bool, name), tuple(sources), segments)
+    dedup = _field(values, "dedup", bool, name)
+    return Manifest(entry, min_count, dedup, sources, segments, _reading(values, name))
+
+
+def _reading(values: dict[str, Any], name: str) -> Reading | None:
+    if "reading" not in values:
+        return None
+    reading, where = _field(values, "reading", dict, name), f"{name}: reading"
+    return Reading(
+        *(_field(reading, key, str, where) for key in ("format", "field", "chat")),
+        *(_strings(reading, key, where) for key in ("include", "exclude")),
+    )
 
 
 def _segment(item: Any, name: str) -> SegmentEntry:
@@ -159,6 +184,13 @@ def _count(values: dict[str, Any], key: str, where: str) -> int:
     if number < 0:
         raise ManifestError(f"{where}: {key}: expected 0 or more, got {number}")
     return number
+
+
+def _strings(values: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    strings = _field(values, key, list, where)
+    if not all(isinstance(one, str) for one in strings):
+        raise ManifestError(f"{where}: {key}: expected a list of strings")
+    return tuple(strings)
 
 
 def _field(values: dict[str, Any], key: str, kind: type, where: str) -> Any:

@@ -38,6 +38,7 @@ from freedraft.retrieval.index.format import (
     layout,
     parse_header,
 )
+from freedraft.retrieval.index.reporting import Report, nobody, part
 from freedraft.retrieval.index.validate import FINDINGS, validate_structure
 from freedraft.retrieval.ragged import MAX_TOKEN, Int32, Int64, UInt8
 
@@ -134,6 +135,18 @@ class Segment:
         except InputError as error:
             raise DamagedError(f"{self.path.name}: {FINDINGS[2]}") from error
 
+    def some_documents(self, numbers: Int64) -> Documents:
+        """The documents of these numbers, int64 `(n,)`, copied out of the mapping; no others are.
+
+        Raises:
+            DamagedError: as `documents`.
+        """
+        text, starts = self.automaton.text, self.starts
+        try:
+            return Documents.of((self.name(i), text[starts[i] : starts[i + 1] - 1]) for i in numbers.tolist())
+        except InputError as error:
+            raise DamagedError(f"{self.path.name}: {FINDINGS[2]}") from error
+
     def new_cursors(self, slots: int) -> Int32:
         """Cursors for `slots` texts, all open and empty, int32 `(slots, CURSOR_FIELDS)`."""
         cursors = np.zeros((slots, CURSOR_FIELDS), np.int32)
@@ -176,20 +189,24 @@ class Segment:
             "`freedraft index verify` tells which, build the index anew"
         )
 
-    def verify(self, vocabulary_size: int = MAX_TOKEN + 1) -> None:
+    def verify(self, vocabulary_size: int = MAX_TOKEN + 1, report: Report = nobody) -> None:
         """Check all checksums and the whole structure; reads the whole file.
 
         Args:
             vocabulary_size: token ids must be below it.
+            report: called with the share of the time that this is likely to take.
 
         Raises:
             ChecksumError: of the first section whose bytes changed.
             DamagedError: the first thing wrong in a segment whose checksums are right.
         """
+        read = 0
         for section, place in self.header.sections.items():
             if digest(self._bytes[place.offset : place.offset + place.size]) != place.digest:
                 raise ChecksumError(f"{self.path.name}: the checksum of section {section.name} is wrong")
-        finding, where = validate_structure(self.automaton, self.starts, self.header.min_count)
+            read += place.size
+            report(0.1 * read / self.header.file_size)
+        finding, where = validate_structure(self.automaton, self.starts, self.header.min_count, part(report, 0.1, 0.95))
         if finding:
             raise DamagedError(f"{self.path.name}: {FINDINGS[finding]} (at {where})")
         highest = int(self.automaton.text.max(initial=-1))
@@ -198,6 +215,7 @@ class Segment:
         for document, (start, end) in enumerate(pairwise(self.starts.tolist())):
             if document_digest(self.automaton.text[start : end - 1]) != self.digests[document].tobytes():
                 raise DamagedError(f"{self.path.name}: the digest of document {document} is not that of its tokens")
+        report(1.0)
 
     def _array(self, section: Section) -> NDArray[Any]:
         place = self.header.sections[section]
@@ -205,10 +223,13 @@ class Segment:
         return part.view(DTYPES[section]).reshape(self.header.shape(section))
 
 
-def segment_bytes(documents: Documents, min_count: int = 1) -> list[NDArray[np.uint8]]:
+def segment_bytes(documents: Documents, min_count: int = 1, report: Report = nobody) -> list[NDArray[np.uint8]]:
     """Build a segment; the pieces of its file, in order.
 
     Same documents, same bytes.
+
+    Args:
+        min_count: see `compact_suffix_automaton`; so is `report`.
 
     Raises:
         MissingPackageError: pydivsufsort is not installed.
@@ -217,7 +238,7 @@ def segment_bytes(documents: Documents, min_count: int = 1) -> list[NDArray[np.u
     if len(documents.tokens) + len(documents) >= 2**31:
         raise SectionError(f"a segment holds at most {2**31 - 1} tokens, given {len(documents.tokens)}")
     text, starts = documents.text()
-    nodes, edges = compact_suffix_automaton(text, min_count)
+    nodes, edges = compact_suffix_automaton(text, min_count, report)
     names = [name.encode("utf-8", "replace") for name in documents.names]
     name_offsets = np.zeros(len(names) + 1, np.int64)
     np.cumsum([len(name) for name in names], out=name_offsets[1:])

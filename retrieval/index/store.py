@@ -23,7 +23,9 @@ from freedraft.retrieval.index.errors import ManifestError, NotFoundError
 from freedraft.retrieval.index.format import digest
 from freedraft.retrieval.index.lock import WriterLock
 from freedraft.retrieval.index.manifest import MANIFEST, SEGMENT_NAME, Manifest, SegmentEntry, read_manifest
+from freedraft.retrieval.index.reporting import Report, ReportTokens, in_turn, nobody, part
 from freedraft.retrieval.index.segment import Segment, segment_bytes
+from freedraft.retrieval.ragged import Int64
 
 UNFINISHED = MANIFEST + ".new"
 MOST_SEGMENTS = 8
@@ -59,14 +61,18 @@ class CorpusIndex:
                 raise ManifestError(f"{self.folder / MANIFEST}: names a segment that is not there: {error}") from error
             return
 
-    def verify(self) -> None:
+    def verify(self, report: ReportTokens | None = None) -> None:
         """Check all checksums and the whole structure of every segment; reads all of it.
+
+        Args:
+            report: called often, with the tokens that are checked.
 
         Raises:
             ChecksumError, DamagedError: the first thing wrong.
         """
-        for segment in self.segments:
-            segment.verify(self.manifest.tokenizer.vocabulary_size)
+        reports = in_turn([segment.tokens for segment in self.segments], report)
+        for segment, progress in zip(self.segments, reports, strict=True):
+            segment.verify(self.manifest.tokenizer.vocabulary_size, progress)
 
 
 class IndexWriter:
@@ -160,27 +166,42 @@ class IndexWriter:
                 path.unlink(missing_ok=True)
 
 
-def write_segment(path: str | os.PathLike[str], documents: Documents, min_count: int = 1) -> SegmentEntry:
+def write_segment(
+    path: str | os.PathLike[str], documents: Documents, min_count: int = 1, report: Report = nobody
+) -> SegmentEntry:
     """Build a segment of `documents` and write its file, to disk; return its entry for the manifest.
+
+    Args:
+        report: called with the share of the time that this is likely to take.
 
     Raises:
         MissingPackageError, SectionError: see `segment_bytes`.
     """
-    pieces = segment_bytes(documents, min_count)
+    pieces = segment_bytes(documents, min_count, part(report, 0.0, 0.9))
     with open(path, "wb") as file:
         for piece in pieces:
             file.write(piece.data)
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
+    report(1.0)
     return SegmentEntry(Path(path).name, size, len(documents), len(documents.tokens), digest(pieces[0]).hex())
 
 
-def delete_documents(folder: str | os.PathLike[str], names: Collection[str]) -> int:
+def delete_documents(
+    folder: str | os.PathLike[str],
+    names: Collection[str],
+    max_tokens: int = MAX_TOKENS,
+    report: ReportTokens | None = None,
+) -> int:
     """Delete the documents of these names; return how many there were.
 
     The segments that hold them are written anew without them, so that they are gone from answers and from disk at
     once; costs the building of those segments.
+
+    Args:
+        max_tokens: of a new segment, borders included: a larger one becomes several. A document is never cut.
+        report: called often, with the tokens that are written anew.
 
     Raises:
         NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
@@ -190,29 +211,60 @@ def delete_documents(folder: str | os.PathLike[str], names: Collection[str]) -> 
     with IndexWriter(folder) as writer:
         index = CorpusIndex(folder)
         manifest = index.manifest
-        entries: list[SegmentEntry] = []
+        # In order: entries to keep, and the documents that make a new segment.
+        plan: list[SegmentEntry | tuple[Segment, Int64]] = []
         for segment, entry in zip(index.segments, manifest.segments, strict=True):
-            dropped = np.array([name in wanted for name in segment.names()], np.bool_)
-            if not dropped.any():
-                entries.append(entry)
+            kept = np.flatnonzero([name not in wanted for name in segment.names()])
+            if len(kept) == len(segment):
+                plan.append(entry)
                 continue
-            deleted += int(dropped.sum())
-            if not dropped.all():
-                kept = segment.documents().without(dropped)
-                entries.append(write_segment(writer.new_segment_path(), kept, manifest.min_count))
+            deleted += len(segment) - len(kept)
+            plan += [(segment, numbers) for numbers in _portions(segment, kept, max_tokens)]
         if deleted:
+            reports = in_turn([_tokens(*one) for one in plan if isinstance(one, tuple)], report)
+            entries: list[SegmentEntry] = []
+            for one in plan:
+                if isinstance(one, tuple):
+                    segment, numbers = one
+                    documents = segment.some_documents(numbers)
+                    path = writer.new_segment_path()
+                    entries.append(write_segment(path, documents, manifest.min_count, next(reports)))
+                else:
+                    entries.append(one)
             writer.commit(replace(manifest, segments=tuple(entries)))
     return deleted
 
 
-def merge_segments(folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS) -> None:
+def _portions(segment: Segment, documents: Int64, max_tokens: int) -> list[Int64]:
+    """The numbers of documents in runs of at most `max_tokens` tokens and borders; a longer document is a run."""
+    if not len(documents):
+        return []
+    bounds, size = [], 0
+    for i, length in enumerate(np.diff(segment.starts)[documents].tolist()):
+        if i and size + length > max_tokens:
+            bounds.append(i)
+            size = 0
+        size += length
+    return np.split(documents, bounds)
+
+
+def _tokens(segment: Segment, documents: Int64) -> int:
+    return int(np.diff(segment.starts)[documents].sum())
+
+
+def merge_segments(
+    folder: str | os.PathLike[str], max_tokens: int = MAX_TOKENS, report: ReportTokens | None = None
+) -> None:
     """Merge all segments into as few as possible, of at most `max_tokens` tokens each where they are not larger now.
+
+    Args:
+        report: called often, with the tokens that are written anew.
 
     Raises:
         NotFoundError, LockedError, CorpusIndexError: see `IndexWriter` and `CorpusIndex`.
     """
     with IndexWriter(folder) as writer:
-        _merge(writer, lambda entries: entries, max_tokens)
+        _merge(writer, lambda entries: entries, max_tokens, report)
 
 
 def compact(writer: IndexWriter, max_tokens: int = MAX_TOKENS) -> None:
@@ -228,31 +280,34 @@ def compact(writer: IndexWriter, max_tokens: int = MAX_TOKENS) -> None:
 
 
 def _merge(
-    writer: IndexWriter, choose: Callable[[Sequence[SegmentEntry]], Sequence[SegmentEntry]], max_tokens: int
+    writer: IndexWriter,
+    choose: Callable[[Sequence[SegmentEntry]], Sequence[SegmentEntry]],
+    max_tokens: int,
+    report: ReportTokens | None = None,
 ) -> None:
     index = CorpusIndex(writer.folder)
     manifest = index.manifest
     segments = dict(zip((entry.file for entry in manifest.segments), index.segments, strict=True))
     chosen = set(choose(manifest.segments))
-    entries: list[SegmentEntry] = []
+    groups: list[list[SegmentEntry]] = []
     group: list[SegmentEntry] = []
-
-    def flush() -> None:
-        if len(group) > 1:
-            documents = concatenate([segments[entry.file].documents() for entry in group])
-            entries.append(write_segment(writer.new_segment_path(), documents, manifest.min_count))
-        else:
-            entries.extend(group)
-        group.clear()
-
     for entry in manifest.segments:
         if entry not in chosen:
-            entries.append(entry)
+            groups.append([entry])
             continue
         if group and sum(one.tokens for one in group) + entry.tokens > max_tokens:
-            flush()
+            groups.append(group)
+            group = []
         group.append(entry)
-    flush()
+    groups.append(group)
+    reports = in_turn([sum(one.tokens for one in group) for group in groups if len(group) > 1], report)
+    entries: list[SegmentEntry] = []
+    for group in groups:
+        if len(group) > 1:
+            documents = concatenate([segments[entry.file].documents() for entry in group])
+            entries.append(write_segment(writer.new_segment_path(), documents, manifest.min_count, next(reports)))
+        else:
+            entries += group
     if len(entries) != len(manifest.segments):
         writer.commit(replace(manifest, segments=tuple(entries)))
 

@@ -20,8 +20,11 @@ from freedraft.retrieval.index.format import (
     TIMES,
     TOKEN,
 )
+from freedraft.retrieval.index.reporting import Report, nobody
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
+
+NODES_AT_ONCE = 1 << 18
 
 FINDINGS = {
     1: "a document's border is not where the table of documents says",
@@ -69,15 +72,35 @@ def check_edge(automaton: Automaton, starts: Int64, node: int, token: int, targe
     return 0
 
 
-@kernel
-def validate_structure(automaton: Automaton, starts: Int64, min_count: int) -> tuple[int, int]:
+def validate_structure(automaton: Automaton, starts: Int64, min_count: int, report: Report = nobody) -> tuple[int, int]:
     """Check what a sound segment promises; return the number of the first of `FINDINGS`, 0 = none, and its node.
 
     Args:
         starts: int64 `(documents + 1,)`, checked already to rise from 0 to the text's length.
         min_count: of the segment; where it is 1, no continuation was dropped.
+        report: called after every `NODES_AT_ONCE` nodes.
     """
-    text, nodes, edges = automaton
+    finding, where = check_text(automaton, starts)
+    nodes = len(automaton.nodes)
+    for first in range(0, nodes, NODES_AT_ONCE):
+        if finding:
+            return finding, where
+        last = min(first + NODES_AT_ONCE, nodes)
+        finding, where = check_nodes(automaton, starts, min_count, first, last)
+        report(0.5 * last / nodes)
+    for first in range(1, nodes, NODES_AT_ONCE):
+        if finding:
+            return finding, where
+        last = min(first + NODES_AT_ONCE, nodes)
+        finding, where = check_links(automaton, first, last)
+        report(0.5 + 0.5 * last / nodes)
+    return finding, where
+
+
+@kernel
+def check_text(automaton: Automaton, starts: Int64) -> tuple[int, int]:
+    """Check the documents' borders and tokens, and the root."""
+    text, nodes, _ = automaton
     for document in range(len(starts) - 1):
         if text[starts[document + 1] - 1] != BORDER:
             return 1, document
@@ -86,8 +109,17 @@ def validate_structure(automaton: Automaton, starts: Int64, min_count: int) -> t
                 return 2, i
     if nodes[0, LENGTH] != 0:
         return 3, 0
+    return 0, 0
+
+
+@kernel
+def check_nodes(automaton: Automaton, starts: Int64, min_count: int, first: int, last: int) -> tuple[int, int]:
+    """Check the nodes from `first` to before `last`; those before are sound."""
+    text, nodes, edges = automaton
     expected = 0
-    for node in range(len(nodes)):
+    if first > 0:
+        expected = nodes[first - 1, EDGES] + nodes[first - 1, DEGREE]
+    for node in range(first, last):
         row = nodes[node]
         if node > 0:
             if not 0 <= row[LINK] < len(nodes) or nodes[row[LINK], LENGTH] >= row[LENGTH]:
@@ -119,16 +151,16 @@ def validate_structure(automaton: Automaton, starts: Int64, min_count: int) -> t
             total += edge[EDGE_TIMES]
         if total > row[COUNT] or (min_count <= 1 and total != row[COUNT]):
             return 7, node
-    if expected != len(edges):
+    if last == len(nodes) and expected != len(edges):
         return 6, len(nodes)
-    return check_links(automaton)
+    return 0, 0
 
 
 @kernel
-def check_links(automaton: Automaton) -> tuple[int, int]:
-    """Check that every continuation of a node is one of its link's; the rest of the structure is sound."""
+def check_links(automaton: Automaton, first: int, last: int) -> tuple[int, int]:
+    """Check that every continuation of these nodes is one of their link's; the rest of the structure is sound."""
     _, nodes, edges = automaton
-    for node in range(1, len(nodes)):
+    for node in range(first, last):
         row = nodes[node]
         if find_edge(nodes, edges, row[LINK], row[TOKEN])[2] < row[TIMES]:
             return 12, node
