@@ -202,10 +202,10 @@ def compare(
                 "set": name,
                 "sources": source,
                 "cost": cost.name,
-                "fusion": round(outcome.speedup, 4),
+                "fusion": round(outcome.speedup, 3),
                 "ratio": round(outcome.speedup / peers[best]["speed-up"], 3),
                 "best peer": best,
-                "peers": {peer: {**found, "speed-up": round(found["speed-up"], 4)} for peer, found in peers.items()},
+                "peers": {peer: {**found, "speed-up": round(found["speed-up"], 3)} for peer, found in peers.items()},
                 "tokens a step": round(outcome.tokens_per_step, 3),
                 "calibration": outcome.as_dict()["calibration"],
             }
