@@ -89,16 +89,20 @@ class Both:
         return np.array([self.slots[slot][i] for slot in slots.tolist()], np.int64)
 
 
-def build(corpus: Sequence[Request], requests: Sequence[Request], tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
-    """Build the index `folder / "an.index"` of the corpus's replies that are not replayed; what it came to."""
+def other_replies(corpus: Sequence[Request], requests: Sequence[Request]) -> list[Tokens]:
+    """The corpus's replies that are not replayed."""
     replayed = {request.reply.tobytes() for request in requests}
-    kept = [request.reply for request in corpus if request.reply.tobytes() not in replayed]
+    return [request.reply for request in corpus if request.reply.tobytes() not in replayed]
+
+
+def build(texts: Sequence[Tokens], tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
+    """Build the index `folder / "an.index"` of texts; what it came to."""
     sources = folder / "ids"
     sources.mkdir()
-    for number, tokens in enumerate(kept):
+    for number, tokens in enumerate(texts):
         np.save(sources / f"{number:06d}.npy", tokens)
     report = build_index(folder / "an.index", [sources], tokenizer)
-    return {"documents": report.documents, "tokens": report.tokens, "left out": len(corpus) - len(kept)}
+    return {"documents": report.documents, "tokens": report.tokens}
 
 
 def in_long_pieces(index: CorpusIndex, requests: Sequence[Request]) -> float:
@@ -207,7 +211,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         corpus = read_requests(chosen.traces / f"{chosen.corpus}.npz")
-        built = build(corpus, replayed, Tokenizer(chosen.tokenizer), Path(folder))
+        texts = other_replies(corpus, replayed)
+        built = build(texts, Tokenizer(chosen.tokenizer), Path(folder)) | {"left out": len(corpus) - len(texts)}
         path = os.path.join(folder, "an.index")
         index = CorpusIndex(path)
         shares = {name: round(in_long_pieces(index, requests), 4) for name, requests in sets.items()}
