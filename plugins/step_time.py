@@ -18,10 +18,12 @@ class StepTime:
     """T(n), learnt from the steps that were taken.
 
     T is kept as a shape, T(n) / T(1), which changes slowly, times a scale, which follows the growing context and the
-    load of the machine. A place's first samples count by their median, and later ones no more than twice or half what
-    is expected, so that a stray one does little, and a change of load is followed within some twenty steps all the
-    same. What was measured long ago weighs less than what is measured now. The shape used is the closest one that never
-    falls (pool adjacent violators; Ayer et al. 1955).
+    load of the machine. The scale learns from every step. The shape learns only from the first steps of a size in a
+    row, set against the latest few: one more that is slower than those before it tells of the machine, not of its
+    place. A place's first samples count by their median, and later ones no more than twice or half what is expected, so
+    that a stray one does little, and a change of load is followed within some ten steps all the same. What was measured
+    long ago weighs less than what is measured now. The shape used is the closest one that never falls (pool adjacent
+    violators; Ayer et al. 1955).
 
     Attributes:
         shape: float64 `(len(GRID),)`, T(n) / T(1), monotone.
@@ -35,19 +37,27 @@ class StepTime:
     """By this the weight of all that was measured falls at every step."""
     MEMORY = 50.0
     """No place weighs more samples than this."""
-    SCALE_RATE = 0.1
+    SCALE_RATE = 0.2
     FIRST_MOST = 3.0
     """A place's first samples count at most as so many times what is expected: what seems too dear is not soon tried
     again."""
     FADED = 0.05
     """A place of less weight counts as never measured."""
-    STALE = 1.5
+    LATELY = 5
+    """Steps that tell the machine's speed of just now."""
+    TELLING = 2
+    """Steps of one size in a row of which the shape learns."""
+    STALE = 2.0
 
     def __init__(self, prior_slope: float) -> None:
         self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
         self._raw: Float64 = self._prior.copy()
         self._weight: Float64 = np.zeros(len(GRID))
+        # The first samples of a place, each as a multiple of the scale of its time.
         self._first: list[list[float]] = [[] for _ in GRID]
+        self._lately: list[float] = []
+        self._last = -1
+        self._run = 0
         self._first_scales: list[float] = []
         self._scale_then: Float64 = np.zeros(len(GRID))
         self.shape: Float64 = self._prior.copy()
@@ -67,28 +77,56 @@ class StepTime:
             self._first[at] = []
             self.samples[at] = 0
         shape = self.shape_at(tokens)
-        self._weight *= self.FADE
-        self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
-        self.samples[at] += 1
         if len(self._first_scales) < self.FIRST:
             self._first_scales.append(seconds / shape)
             self.scale = median(self._first_scales)
-        ratio = seconds / (self.scale * shape)
-        if self.samples[at] <= self.FIRST:
-            self._first[at].append(min(seconds, self.FIRST_MOST * self.scale * shape))
-            self._raw[at] = median(self._first[at]) / self.scale
-        else:
-            # What the sample says of T(1) if the shape is right, and of the shape if the scale is right.
-            self.scale *= 1.0 + self.SCALE_RATE * (min(max(ratio, 0.5), 2.0) - 1.0)
-            most = 4.0 if self._weight[at] < self.FIRST else 1.5
-            self._raw[at] *= 1.0 + (min(max(ratio, 1 / most), most) - 1.0) / self._weight[at]
+        lately = median(self._lately) if self._lately else self.scale
+        self._learn(at, seconds / lately, shape)
+        if self.samples[at] > self.FIRST:
+            self.scale *= 1.0 + self.SCALE_RATE * (min(max(seconds / (self.scale * shape), 0.5), 2.0) - 1.0)
+        if self.samples[at] >= self.FIRST:
+            self._lately = [*self._lately[1 - self.LATELY :], seconds / shape]
         self._scale_then[at] = self.scale
+        self._fit()
+        return seconds / (lately * shape)
+
+    def _learn(self, at: int, time: float, shape: float) -> None:
+        """Take in, at a place, `time` as a multiple of a step of one token's at the machine's speed of just now."""
+        self._run = self._run + 1 if at == self._last else 1
+        self._last = at
+        telling = self._run <= self.TELLING
+        self._weight *= self.FADE
+        self.samples[at] += 1
+        first = self.samples[at] <= self.FIRST
+        if first or telling:
+            self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
+        before, surprise = self._raw[at], self.samples[at] > 1 and time < shape / 1.5
+        if first:
+            # The median would believe it late.
+            earlier = [] if surprise else self._first[at]
+            self._first[at] = [*earlier, min(time, self.FIRST_MOST * shape)]
+            self._raw[at] = median(self._first[at])
+        elif telling:
+            most = 4.0 if self._weight[at] < self.FIRST else 1.5
+            self._raw[at] *= 1.0 + (min(max(time / shape, 1 / most), most) - 1.0) / self._weight[at]
+        if surprise and self._raw[at] < before and before > 1.0:
+            # So much cheaper than thought that what costs more will be cheaper, too.
+            share = max(self._raw[at] - 1.0, 0.0) / (before - 1.0)
+            self._raw[at + 1 :] = 1.0 + (self._raw[at + 1 :] - 1.0) * share
+        # Seen now, if not compared.
+        self._weight[at] = max(self._weight[at], 1.0)
+
+    def _fit(self) -> None:
+        """Make the shape from what was measured, 1 for one token, and all that is relative to it."""
         known = np.where(self._weight < self.FADED, 0, self.samples)
         first = fit_monotone(self._raw, self._weight, known, self._prior, self.shape)
+        if first == 1.0:
+            return
         self._raw /= first
         self.scale *= first
         self._scale_then *= first
-        return ratio
+        self._first = [[one / first for one in samples] for samples in self._first]
+        self._lately = [one * first for one in self._lately]
 
     def stale(self, tokens: int) -> bool:
         """Whether the load has changed so much since T(tokens) was measured that it says little."""

@@ -57,6 +57,20 @@ class TestStepTime:
         assert time.shape_at(8) == pytest.approx(1.7, rel=0.15)
         assert time.scale == pytest.approx(0.01, rel=0.3)
 
+    @pytest.mark.parametrize("seed", range(5))
+    def test_the_shape_outlives_a_machine_that_changes_its_speed(self, seed):
+        """Other programs come and go every few seconds; steps without a draft are many, those with one few."""
+        time = StepTime(0.03)
+        source = np.random.default_rng(seed)
+        load = 1.0
+        for step in range(1500):
+            if step % 40 == 0:
+                load = float(source.choice([1.0, 1.5, 3.0]))
+            n = int(source.integers(3, 8)) if source.random() < 0.15 else 1
+            time.record(n, 0.05 * load * (1.7 if n > 1 else 1.0) * source.lognormal(0, 0.08))
+        for n in (3, 5, 7):
+            assert time.shape_at(n) == pytest.approx(1.7, rel=0.15)
+
     @pytest.mark.parametrize("first", [0, 3])
     def test_a_slow_beginning_is_soon_forgotten(self, first):
         """A kernel that is compiled, a cache that is filled: one step of a hundred times the cost."""
