@@ -71,7 +71,8 @@ class Pacer:
     Attributes:
         spills: part of what a draft costs shows in the step after it, which has more tokens to hand out: in vLLM on a
             CPU 2.5 % of a step. Then a plain step is measured only where the one before it was plain, too.
-        step_time: T(n).
+        step_time: T(n) of the batch size of now. As many tokens of few sequences cost something else than of many, so
+            each size has its own, up to a factor of two; one that is told (`StepTime.known`) serves all.
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
         drafted, kept: tokens that came into `cut`, and that it left.
@@ -88,6 +89,7 @@ class Pacer:
         self.settings = settings or PacingSettings()
         self.spills = True
         self.step_time = StepTime(self.settings.prior_slope)
+        self._step_times = {(1).bit_length(): self.step_time}
         self.steps = self.verified = self.explored = 0
         self.drafted = self.kept = 0
         self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
@@ -112,6 +114,7 @@ class Pacer:
             padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         """
         with self._lock:
+            self._turn_to(sequences)
             return self._cut(drafts, sequences, filled, padded)
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
@@ -167,6 +170,14 @@ class Pacer:
         self._expect(1.0 + float(probability.sum()) / sequences, self._cost(sequences, verified))
         return drafts
 
+    def _turn_to(self, sequences: int) -> None:
+        """Let `step_time` be that of a batch of so many sequences."""
+        if not self.step_time.told:
+            size = sequences.bit_length()
+            if size not in self._step_times:
+                self._step_times[size] = StepTime(self.settings.prior_slope)
+            self.step_time = self._step_times[size]
+
     def _cost(self, sequences: int, verified: int) -> float:
         """The time of a step that verifies so many draft tokens, as a multiple of a plain step's."""
         return self.step_time.shape_at(sequences + verified) / self.step_time.shape_at(sequences)
@@ -205,6 +216,7 @@ class Pacer:
         uniform: what is not drafted saves nothing then.
         """
         with self._lock:
+            self._turn_to(sequences)
             if self.settings.uniform:
                 return 0.0
             if self._since_verified >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:

@@ -26,6 +26,7 @@ class StepTime:
     violators; Ayer et al. 1955).
 
     Attributes:
+        told: it was not measured, and never is.
         shape: float64 `(len(GRID),)`, T(n) / T(1), monotone.
         scale: seconds of a step of one token; 0 before the first sample.
         samples: int64 `(len(GRID),)`, steps seen near each n.
@@ -48,6 +49,8 @@ class StepTime:
     TELLING = 2
     """Steps of one size in a row of which the shape learns."""
     STALE = 2.0
+
+    told = False
 
     def __init__(self, prior_slope: float) -> None:
         self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
@@ -166,6 +169,8 @@ class StepTime:
 
 
 class _Known(StepTime):
+    told = True
+
     def record(self, tokens: int, seconds: float) -> float:
         return 1.0
 

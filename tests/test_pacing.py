@@ -55,8 +55,9 @@ def flat(slope):
 
 
 def taught(slope, settings=None, tokens=range(1, 25), seconds=0.01):
-    """A pacer that has seen plenty of steps of T(n) = `seconds` x (1 + slope x (n - 1))."""
+    """A pacer that has seen plenty of steps of T(n) = `seconds` x (1 + slope x (n - 1)), whatever the batch size."""
     pacer = Pacer(settings)
+    pacer._step_times = dict.fromkeys(range(10), pacer.step_time)
     for _ in range(30):
         for n in tokens:
             pacer.record(n, seconds * (1 + slope * (n - 1)))
@@ -278,6 +279,19 @@ class TestClosedLoop:
             Pacer(), lambda tokens, step: 0.05 * (1 + 0.01 * tokens), 40, lambda step: int(source.integers(9, 13))
         )
         assert sum(length > 0 for length in lengths) > 25
+
+    def test_each_batch_size_has_its_own_costs(self):
+        """Eight sequences pay for every token; one pays for two to nine what it pays for ten."""
+        pacer = Pacer()
+
+        def time(tokens, step):
+            if step // 300 % 2:
+                return 0.09 * (1 + 0.3 * (tokens - 8))
+            return 0.05 * (1 if tokens == 1 else 1.7)
+
+        lengths = self.run(pacer, time, 1200, lambda step: 8 if step // 300 % 2 else 1, chance=0.7)
+        assert np.median([length for length in lengths[700:900] if length]) >= 8
+        assert pacer.step_time.shape_at(16) / pacer.step_time.shape_at(8) == pytest.approx(3.4, rel=0.3)
 
     def test_looks_again_at_once_where_a_plain_step_was_better_than_thought(self):
         """At twice plain's speed trials are rare, but a plain step in half its time changes all."""
