@@ -15,8 +15,8 @@ from time import monotonic
 
 import numpy as np
 
+from freedraft.plugins.background import at_exit, start_thread
 from freedraft.plugins.captured import BYTES_A_TOKEN, SHARE, append, is_busy, prepare
-from freedraft.plugins.exits import at_exit
 from freedraft.retrieval.build.tokenize import Tokenizer
 from freedraft.retrieval.errors import ConfigError
 from freedraft.retrieval.index.documents import Documents
@@ -116,7 +116,7 @@ class Capture:
                     self._gathered_tokens += len(piece)
             self._drop_oldest()
             if self._thread is None and self._gathered:
-                self._start()
+                self._thread = start_thread(self._run, "freedraft-capture", self._failed)
             if self._gathered_tokens >= self._tokens:
                 self._changed.notify()
 
@@ -137,15 +137,6 @@ class Capture:
         self.dropped += lost
         if lost:
             logger.warning("freedraft: capture: %d tokens could not be written to %s at the end", lost, self.folder)
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="freedraft-capture", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self._failed(error)
-        else:
-            self._thread = thread
 
     def _run(self) -> None:
         _use_one_core()

@@ -128,8 +128,8 @@ class Pacer:
         probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
         sequences = max(sequences, 1)
         gain = max(self.gain, 1.0)
-        kept = np.ones(total, np.bool_)
         if self.settings.uniform:
+            kept = np.ones(total, np.bool_)
             widest = sequences * int(np.diff(drafts.offsets).max()) if padded else total
             verified = max(widest, filled)
             surplus = float(probability.sum()) - gain * sequences * (self._cost(sequences, verified) - 1.0)
@@ -258,9 +258,9 @@ class Pacer:
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
-        `step_ms` is T(n) in milliseconds, `gain` the tokens a second that are expected, as a multiple of plain
-        decoding's, `calibration` the predicted and the observed share of right tokens, given
-        that all before them were right, by tenths of the prediction.
+        `step_ms` is T(n) in milliseconds, for the batch size of now, `gain` the tokens a second that are expected, as a
+        multiple of plain decoding's, `calibration` the predicted and the observed share of right tokens, given that all
+        before them were right, by tenths of the prediction.
         """
         with self._lock:
             rows = [

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from time import monotonic
 
-from freedraft.plugins.exits import at_exit
+from freedraft.plugins.background import at_exit, start_thread
 from freedraft.plugins.mixing import Mixer
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.retrieval.errors import ConfigError, InputError
@@ -64,7 +64,7 @@ class Saving:
         self._learnt += tokens
         if self._learnt - self._saved >= TOKENS and monotonic() >= self._due and not self._is_writing():
             self._due = monotonic() + SECONDS
-            self._start()
+            self._thread = start_thread(self._write, "freedraft-saving", self._failed)
 
     def close(self) -> None:
         """Write what is new; a thread that is writing is waited for, but no longer than `EXIT_SECONDS`."""
@@ -78,15 +78,6 @@ class Saving:
 
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._write, name="freedraft-saving", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self._failed(error)
-        else:
-            self._thread = thread
 
     def _write(self) -> None:
         # It may go on learning meanwhile. Each number is a whole one, and if some are a token older no harm is done.

@@ -35,6 +35,20 @@ def chains(rows):
     )
 
 
+def tree_and_token(probability):
+    """Drafts of a tree and of one token, of that probability.
+
+    Nodes 0-1-2 of the tree are one branch, 3-4 another, of which 3 hangs on 0.
+    """
+    return Drafts(
+        np.array([10, 11, 12, 13, 14, 20], np.int32),
+        np.array([-1, 0, 1, 0, 3, -1], np.int32),
+        np.array([0.9, 0.05, 0.04, 0.8, 0.7, probability], np.float32),
+        np.zeros(6, np.uint8),
+        np.array([0, 5, 6], np.int64),
+    )
+
+
 def falling(conditional):
     """Cumulative probabilities of conditional ones."""
     return np.cumprod(np.array(conditional, np.float32)).tolist()
@@ -155,15 +169,7 @@ class TestCut:
         assert len(cut.tokens) == keep
 
     def test_trees_keep_their_parents(self):
-        # Nodes 0-1-2 are one branch, 3-4 another, of which 3 hangs on 0.
-        drafts = Drafts(
-            np.array([10, 11, 12, 13, 14, 20], np.int32),
-            np.array([-1, 0, 1, 0, 3, -1], np.int32),
-            np.array([0.9, 0.05, 0.04, 0.8, 0.7, 0.9], np.float32),
-            np.zeros(6, np.uint8),
-            np.array([0, 5, 6], np.int64),
-        )
-        cut = taught(0.2).cut(drafts, 2)
+        cut = taught(0.2).cut(tree_and_token(0.9), 2)
         assert cut.tokens.tolist() == [10, 13, 14, 20]
         assert cut.parents.tolist() == [-1, 0, 1, -1]
         assert cut.offsets.tolist() == [0, 3, 4]
@@ -215,14 +221,7 @@ class TestPadded:
         assert len(taught(0.05, uniform).cut(drafts, 10, padded=True).tokens) == 0
 
     def test_trees_keep_the_likeliest_nodes_of_each(self):
-        drafts = Drafts(
-            np.array([10, 11, 12, 13, 14, 20], np.int32),
-            np.array([-1, 0, 1, 0, 3, -1], np.int32),
-            np.array([0.9, 0.05, 0.04, 0.8, 0.7, 0.2], np.float32),
-            np.zeros(6, np.uint8),
-            np.array([0, 5, 6], np.int64),
-        )
-        cut = taught(0.2).cut(drafts, 2, padded=True)
+        cut = taught(0.2).cut(tree_and_token(0.2), 2, padded=True)
         assert cut.tokens.tolist() == [10, 13, 14, 20]
         assert cut.parents.tolist() == [-1, 0, 1, -1]
         assert cut.offsets.tolist() == [0, 3, 4]

@@ -85,32 +85,34 @@ def test_a_folder_that_can_not_be_written_costs_the_metrics_only(
     assert Batch([1]).commit(asked, [2]) == [[9]]
 
 
-def test_the_plug_in_registers_once_and_never_raises(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    import prometheus_client
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Prometheus' own registry, for this test an empty one."""
+    from prometheus_client import CollectorRegistry
 
-    registry = prometheus_client.CollectorRegistry()
-    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    empty = CollectorRegistry()
+    monkeypatch.setattr("prometheus_client.REGISTRY", empty)
+    return empty
+
+
+def test_the_plug_in_registers_once_and_never_raises(
+    monkeypatch: pytest.MonkeyPatch, registry: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     plugin.register()
     plugin.register()
     assert len(list(registry._collector_to_names)) == 1
     monkeypatch.delenv(metrics.OWN_FOLDER)
-    monkeypatch.setattr(prometheus_client, "REGISTRY", None)
+    monkeypatch.setattr("prometheus_client.REGISTRY", None)
     with caplog.at_level(logging.WARNING, "freedraft"):
         plugin.register()
     assert "no metrics on /metrics" in caplog.text
 
 
 def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, registry: Any, tmp_path: Any
 ) -> None:
     import multiprocessing
 
-    import prometheus_client
-
-    registry = prometheus_client.CollectorRegistry()
-    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
     monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
     with monkeypatch.context() as worker:
         worker.setattr(multiprocessing, "parent_process", lambda: "the server")
@@ -123,12 +125,8 @@ def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
 
 
 def test_where_vllm_has_a_folder_for_all_metrics_nothing_is_registered(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, registry: Any, tmp_path: Path
 ) -> None:
-    import prometheus_client
-
-    registry = prometheus_client.CollectorRegistry()
-    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
     monkeypatch.setenv(metrics.VLLM_FOLDER, str(tmp_path))
     metrics.serve()
     assert not registry._collector_to_names

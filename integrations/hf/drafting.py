@@ -80,6 +80,7 @@ class Drafting:
         self._pacer = pacer
         self._references = references
         self._drafts = self._asked = Drafts.empty(0)
+        self._shapes: list[Draft] = []
         self._errors_before = guard.errors
         self._slots: Int64 = np.empty(0, np.int64)
         self._texts: list[Text] = []
@@ -109,7 +110,8 @@ class Drafting:
         count = len(budgets)
         if max(budgets) <= 0:
             self._drafts = self._asked = self._paced(Drafts.empty(count))
-            return [NO_DRAFT] * count
+            self._shapes = [NO_DRAFT] * count
+            return self._shapes
         started = perf_counter()
         drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
         self._asked = drafts
@@ -120,9 +122,9 @@ class Drafting:
                 log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
                 drafts = chains
         self._drafts = drafts = self._paced(drafts)
-        shapes = [as_draft(drafts, row) for row in range(count)]
+        self._shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
-        return shapes
+        return self._shapes
 
     def commit(
         self,
@@ -173,7 +175,7 @@ class Drafting:
         judged, lengths, accepted = [], [], []
         for row, (draft, step) in enumerate(zip(drafts, steps, strict=True)):
             # Where the text ended, what was left of a draft was not looked at. Of a tree a chain may have been left.
-            if draft.tokens and not step.done and isinstance(as_draft(self._drafts, row), Chain):
+            if draft.tokens and not step.done and isinstance(self._shapes[row], Chain):
                 judged.append(self._drafts.probability[self._drafts.row(row)][: len(draft.tokens)])
                 lengths.append(len(draft.tokens))
                 accepted.append(step.accepted)
