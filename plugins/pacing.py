@@ -24,7 +24,7 @@ from freedraft.plugins.pacing_rule import (
     likeliest_of_each,
     never_rising,
 )
-from freedraft.plugins.step_time import GRID, StepTime
+from freedraft.plugins.step_time import StepTime
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int64
 
@@ -71,7 +71,7 @@ class Pacer:
     Attributes:
         spills: part of what a draft costs shows in the step after it, which has more tokens to hand out: in vLLM on a
             CPU 2.5 % of a step. Then a plain step is measured only where the one before it was plain, too.
-        step_time: T(n) of the batch size of now. As many tokens of few sequences cost something else than of many, so
+        step_time: T of the batch size of now. As many tokens of few sequences cost something else than of many, so
             each size has its own, up to a factor of two; one that is told (`StepTime.known`) serves all.
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
@@ -132,16 +132,18 @@ class Pacer:
             kept = np.ones(total, np.bool_)
             widest = sequences * int(np.diff(drafts.offsets).max()) if padded else total
             verified = max(widest, filled)
-            surplus = float(probability.sum()) - gain * sequences * (self._cost(sequences, verified) - 1.0)
+            surplus = float(probability.sum()) - gain * sequences * (self.step_time.cost(sequences, verified) - 1.0)
         elif padded:
-            width, surplus = best_width(probability, drafts.offsets, sequences, GRID, self.step_time.shape, gain)
+            width, surplus = best_width(
+                probability, drafts.offsets, sequences, *self.step_time.knots(sequences), gain
+            )
             verified = sequences * width
             kept = likeliest_of_each(probability, drafts.offsets, width)
         else:
-            verified, surplus = best_prefix(probability, sequences, GRID, self.step_time.shape, gain)
+            verified, surplus = best_prefix(probability, sequences, *self.step_time.knots(sequences), gain)
             kept = likeliest(probability, verified)
         pays = bool(surplus > self.settings.margin * sequences)
-        if self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
+        if self.step_time.plain_steps < self.FIRST_PLAIN:
             verify = False
         elif pays:
             verify = self._since_plain < self._plain_every()
@@ -167,20 +169,16 @@ class Pacer:
             # In padded passes a token may cost nothing, and says nothing of the price of others.
             self._left_out = 0.0 if padded else float(probability.min())
         self.kept += len(probability)
-        self._expect(1.0 + float(probability.sum()) / sequences, self._cost(sequences, verified))
+        self._expect(1.0 + float(probability.sum()) / sequences, self.step_time.cost(sequences, verified))
         return drafts
 
     def _turn_to(self, sequences: int) -> None:
         """Let `step_time` be that of a batch of so many sequences."""
         if not self.step_time.told:
-            size = sequences.bit_length()
+            size = max(sequences, 1).bit_length()
             if size not in self._step_times:
-                self._step_times[size] = StepTime(self.settings.prior_slope)
+                self._step_times[size] = StepTime(self.settings.prior_slope, 2 ** (size - 1))
             self.step_time = self._step_times[size]
-
-    def _cost(self, sequences: int, verified: int) -> float:
-        """The time of a step that verifies so many draft tokens, as a multiple of a plain step's."""
-        return self.step_time.shape_at(sequences + verified) / self.step_time.shape_at(sequences)
 
     def _plain_step(self) -> None:
         """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
@@ -219,18 +217,19 @@ class Pacer:
             self._turn_to(sequences)
             if self.settings.uniform:
                 return 0.0
-            if self._since_verified >= self.settings.explore or self.step_time.samples_at(sequences) < self.FIRST_PLAIN:
+            if self._since_verified >= self.settings.explore or self.step_time.plain_steps < self.FIRST_PLAIN:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
-            price = max(self.gain, 1.0) * sequences * least / self.step_time.shape_at(sequences)
+            price = max(self.gain, 1.0) * sequences * least
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
-    def record(self, tokens: int, seconds: float) -> None:
-        """Take in one step: `tokens` in its forward pass, `seconds` from end to end, drafting included."""
+    def record(self, sequences: int, drafted: int, seconds: float) -> None:
+        """Take in one step: its sequences, the draft tokens that it verified, `seconds` from end to end, drafting included."""
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
                 return
-            ratio = self.step_time.record(tokens, seconds)
+            self._turn_to(sequences)
+            ratio = self.step_time.record(sequences, drafted, seconds)
             if self._exploring and ratio < 2 / 3:
                 # Better than was thought: look again at once.
                 if self._verifying:
@@ -312,9 +311,11 @@ def compile_kernels() -> None:
     pacer.cut(drafts, 1, padded=True)
     cut = pacer.cut(drafts, 1)
     pacer.judge(cut.probability, cut.offsets, np.array([1]))
-    time = StepTime(0.03)
-    time.record(1, 1.0)
-    time.stale(1)
+    pacer = Pacer()
+    pacer.record(1, 0, 1.0)
+    pacer.record(1, 0, 1.0)
+    pacer.floor(1, 1)
+    pacer.cut(drafts, 1)
 
 
 @kernel

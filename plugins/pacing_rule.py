@@ -1,9 +1,9 @@
 """The rule of pacing: which of the drafted tokens are worth verifying, given what a step costs.
 
-One rule, for one sequence or hundreds. Let T(n) be the time of a step whose forward pass takes n tokens, and p the
-probabilities of all drafted tokens of all S sequences, likeliest first. Verify the first k, for the k that maximises
+One rule, for one sequence or hundreds. Let T(d) be the time of a step that verifies d draft tokens of S sequences, and
+p the probabilities of all drafted tokens, likeliest first. Verify the first k, for the k that maximises
 
-    p[0] + ... + p[k-1] - g x S x (T(S + k) / T(S) - 1)
+    p[0] + ... + p[k-1] - g x S x (T(k) / T(0) - 1)
 
 that is, the tokens that the draft is expected to commit, less those that its time would commit otherwise: g is the
 running ratio of the tokens a second to those of plain steps, 1 or more. This maximises tokens over time in the long run
@@ -12,7 +12,7 @@ on poor drafts. A token's probability includes its ancestors', so the likeliest 
 drafts. Where nothing pays, k is 0.
 
 Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
-that number, w: the w likeliest tokens of each draft are verified, and the step takes S x (1 + w) tokens.
+that number, w: the w likeliest tokens of each draft are verified, and the step verifies S x w.
 """
 
 from __future__ import annotations
@@ -36,8 +36,16 @@ def never_rising(probability: Float32, parents: Int32, offsets: Int64) -> Float3
 
 
 @kernel
-def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float64, gain: float) -> tuple[int, float]:
+def best_prefix(
+    probability: Float32, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
+) -> tuple[int, float]:
     """The k from 1 up whose k likeliest tokens bring most, by the rule above.
+
+    Args:
+        probability: float32 `(t,)`.
+        sequences: S.
+        plain, grid, shape: T; see `StepTime.knots`.
+        gain: g.
 
     Returns:
         k, and the tokens that it brings beyond those that its time is worth.
@@ -45,7 +53,7 @@ def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float6
     ordered = np.sort(probability)
     total = len(ordered)
     last = len(grid) - 1
-    price = gain * sequences / interpolate(grid, shape, sequences)
+    price = gain * sequences / plain
     expected = 0.0
     best, most = total, -np.inf
     at = 0
@@ -67,9 +75,11 @@ def best_prefix(probability: Float32, sequences: int, grid: Int64, shape: Float6
 
 @kernel
 def best_width(
-    probability: Float32, offsets: Int64, sequences: int, grid: Int64, shape: Float64, gain: float
+    probability: Float32, offsets: Int64, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
 ) -> tuple[int, float]:
     """The w from 1 up so that the w likeliest tokens of each draft bring most, by the rule above for padded passes.
+
+    Args: as of `best_prefix`; `offsets` is int64 `(n + 1,)`.
 
     Returns:
         w, and the tokens that it brings beyond those that its time is worth.
@@ -79,7 +89,7 @@ def best_width(
         ordered = np.sort(probability[offsets[row] : offsets[row + 1]])
         for j in range(len(ordered)):
             expected[j] += ordered[len(ordered) - 1 - j]
-    price = gain * sequences / interpolate(grid, shape, sequences)
+    price = gain * sequences / plain
     best, most, total = 1, -np.inf, 0.0
     for width in range(1, len(expected) + 1):
         total += expected[width - 1]

@@ -1,4 +1,4 @@
-"""The time of a step by the tokens in its forward pass, T(n), learnt from the steps that are taken."""
+"""What a step costs by its sequences and the draft tokens that it verifies, learnt from the steps that are taken."""
 
 from __future__ import annotations
 
@@ -9,170 +9,179 @@ import numpy as np
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float64, Int64
 
-# The numbers of tokens for which T is kept; in between it is interpolated, beyond the last it grows in proportion.
+# The numbers of tokens for which a T(n) that is told is kept; beyond the last it grows in proportion.
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
 GRID: Int64 = np.array([*_GRID, 1024, 1536, 2048, 4096, 8192, 16384], np.int64)
+BENDS: Int64 = np.array([0, 3, 7, 15, 31], np.int64)
+"""Where T may bend: draft tokens, as multiples of the batch size."""
+FAR = 2**20
+SWEEPS = 30
+"""Of the solver, each step: from the last solution it is not far."""
+FEATURES = 3 + len(BENDS)
 
 
 class StepTime:
-    """T(n), learnt from the steps that were taken.
+    """The time of a step, T, for batches of about one size, learnt from the steps that were taken.
 
-    T is kept as a shape, T(n) / T(1), which changes slowly, times a scale, which follows the growing context and the
-    load of the machine. The scale learns from every step. The shape learns only from the first steps of a size in a
-    row, set against the latest few: one more that is slower than those before it tells of the machine, not of its
-    place. A place's first samples count by their median, and later ones no more than twice or half what is expected, so
-    that a stray one does little, and a change of load is followed within some ten steps all the same. What was measured
-    long ago weighs less than what is measured now. The shape used is the closest one that never falls (pool adjacent
-    violators; Ayer et al. 1955).
+    T is a speed, which follows the growing context and the load of the machine, times a shape, which changes slowly:
+
+        1 + a x (S - S0) / S0 + b x [d > 0] + c[0] x d / S0 + c[1] x max(d / S0 - BENDS[1], 0) + ...
+
+    for S sequences and d draft tokens, none of the parameters below 0. A step without drafts may run on other kernels,
+    hence b; behind it T is convex: memory bounds the first tokens, and arithmetic the later ones. So few parameters
+    learn from some tens of steps, each from all, and nothing seems free because of one lucky step.
+
+    They are the weighted least squares solution (non-negative, by coordinate descent; errors relative) of all steps,
+    whose weights fade, and a weak prior. A step that takes much longer or shorter than expected counts at most by a
+    part of that. The speed learns from every step; the shape only from the first steps of a kind in a row, set against
+    the latest few: one more that is slower than those before it tells of the machine.
 
     Attributes:
         told: it was not measured, and never is.
-        shape: float64 `(len(GRID),)`, T(n) / T(1), monotone.
-        scale: seconds of a step of one token; 0 before the first sample.
-        samples: int64 `(len(GRID),)`, steps seen near each n.
+        sequences: the smallest batch that it is for, S0; the largest has twice as many.
+        speed: seconds of a step of S0 sequences without a draft; 0 before the first sample.
+        plain_steps, draft_steps: steps seen, without and with a draft.
     """
 
     FIRST = 5
-    """Samples that count by their median."""
+    """Steps of a kind that may surprise more; the first speed is the median of as many."""
     FADE = 0.995
-    """By this the weight of all that was measured falls at every step."""
-    MEMORY = 50.0
-    """No place weighs more samples than this."""
-    SCALE_RATE = 0.2
-    FIRST_MOST = 3.0
-    """A place's first samples count at most as so many times what is expected: what seems too dear is not soon tried
-    again."""
-    FADED = 0.05
-    """A place of less weight counts as never measured."""
+    """By this the weight of what was measured falls with every step that the shape learns from."""
+    SURPRISE, FIRST_SURPRISE = 1.4, 3.0
+    """At most so many times what is expected, or as small a part of it, a step is taken to take."""
+    SPEED_RATE = 0.2
     LATELY = 5
     """Steps that tell the machine's speed of just now."""
     TELLING = 2
-    """Steps of one size in a row of which the shape learns."""
-    STALE = 2.0
+    """Steps of one kind in a row of which the shape learns."""
 
     told = False
 
-    def __init__(self, prior_slope: float) -> None:
-        self._prior: Float64 = 1.0 + prior_slope * (GRID - 1).astype(np.float64)
-        self._raw: Float64 = self._prior.copy()
-        self._weight: Float64 = np.zeros(len(GRID))
-        # The first samples of a place, each as a multiple of the scale of its time.
-        self._first: list[list[float]] = [[] for _ in GRID]
+    def __init__(self, prior_slope: float, sequences: int = 1) -> None:
+        self.sequences = sequences
+        self.speed = 0.0
+        self.plain_steps = self.draft_steps = 0
+        slope = prior_slope * sequences / (1.0 + prior_slope * (sequences - 1))
+        self._prior: Float64 = np.zeros(FEATURES)
+        self._prior[0], self._prior[1], self._prior[3] = 1.0, slope, slope
+        # How much the prior weighs, by parameter, in samples.
+        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0])
+        self._squares: Float64 = np.zeros((FEATURES, FEATURES))
+        self._products: Float64 = np.zeros(FEATURES)
+        self._parameters: Float64 = self._prior.copy()
+        self._first: list[float] = []
         self._lately: list[float] = []
-        self._last = -1
+        self._last = (0, 0)
         self._run = 0
-        self._first_scales: list[float] = []
-        self._scale_then: Float64 = np.zeros(len(GRID))
-        self.shape: Float64 = self._prior.copy()
-        self.scale = 0.0
-        self.samples: Int64 = np.zeros(len(GRID), np.int64)
+        self._most = (0, 0)
+        self._surprises = [0, 0]
 
-    def record(self, tokens: int, seconds: float) -> float:
-        """Take in one step: `tokens` in its forward pass, `seconds` from end to end. Nonsense is left out.
+    def record(self, sequences: int, drafted: int, seconds: float) -> float:
+        """Take in one step of `seconds` from end to end. Nonsense is left out.
 
         Returns:
             How long the step took, as a multiple of what was expected.
         """
-        if tokens < 1 or not 0 < seconds < float("inf"):
+        if sequences < 1 or drafted < 0 or not 0 < seconds < float("inf"):
             return 1.0
-        at = nearest(GRID, tokens)
-        if self._weight[at] < self.FADED or self.stale(tokens):
-            self._first[at] = []
-            self.samples[at] = 0
-        shape = self.shape_at(tokens)
-        if len(self._first_scales) < self.FIRST:
-            self._first_scales.append(seconds / shape)
-            self.scale = median(self._first_scales)
-        lately = median(self._lately) if self._lately else self.scale
-        self._learn(at, seconds / lately, shape)
-        if self.samples[at] > self.FIRST:
-            self.scale *= 1.0 + self.SCALE_RATE * (min(max(seconds / (self.scale * shape), 0.5), 2.0) - 1.0)
-        if self.samples[at] >= self.FIRST:
-            self._lately = [*self._lately[1 - self.LATELY :], seconds / shape]
-        self._scale_then[at] = self.scale
-        self._fit()
-        return seconds / (lately * shape)
+        features = features_of(sequences, drafted, self.sequences)
+        expected = float(features @ self._parameters)
+        if len(self._first) < self.FIRST:
+            self._first.append(seconds / expected)
+            self.speed = median(self._first)
+        ratio = seconds / (expected * (median(self._lately) if self._lately else self.speed))
+        self._run = self._run + 1 if (sequences, drafted) == self._last else 1
+        self._last = (sequences, drafted)
+        if self._run <= self.TELLING:
+            most = self._believed(drafted > 0, ratio)
+            self._learn(features, expected, min(max(ratio, 1 / most), most))
+        if drafted:
+            self.draft_steps += 1
+        else:
+            self.plain_steps += 1
+        self._most = (max(self._most[0], sequences), max(self._most[1], drafted))
+        now = seconds / float(features @ self._parameters)
+        self.speed *= 1.0 + self.SPEED_RATE * (min(max(now / self.speed, 0.5), 2.0) - 1.0)
+        self._lately = [*self._lately[1 - self.LATELY :], now]
+        return ratio
 
-    def _learn(self, at: int, time: float, shape: float) -> None:
-        """Take in, at a place, `time` as a multiple of a step of one token's at the machine's speed of just now."""
-        self._run = self._run + 1 if at == self._last else 1
-        self._last = at
-        telling = self._run <= self.TELLING
-        self._weight *= self.FADE
-        self.samples[at] += 1
-        first = self.samples[at] <= self.FIRST
-        if first or telling:
-            self._weight[at] = min(self._weight[at] + 1.0, self.MEMORY)
-        before, surprise = self._raw[at], self.samples[at] > 1 and time < shape / 1.5
-        if first:
-            # The median would believe it late.
-            earlier = [] if surprise else self._first[at]
-            self._first[at] = [*earlier, min(time, self.FIRST_MOST * shape)]
-            self._raw[at] = median(self._first[at])
-        elif telling:
-            most = 4.0 if self._weight[at] < self.FIRST else 1.5
-            self._raw[at] *= 1.0 + (min(max(time / shape, 1 / most), most) - 1.0) / self._weight[at]
-        if surprise and self._raw[at] < before and before > 1.0:
-            # So much cheaper than thought that what costs more will be cheaper, too.
-            share = max(self._raw[at] - 1.0, 0.0) / (before - 1.0)
-            self._raw[at + 1 :] = 1.0 + (self._raw[at + 1 :] - 1.0) * share
-        # Seen now, if not compared.
-        self._weight[at] = max(self._weight[at], 1.0)
+    def _believed(self, drafted: bool, ratio: float) -> float:
+        """The factor by which this step may differ from what is expected.
 
-    def _fit(self) -> None:
-        """Make the shape from what was measured, 1 for one token, and all that is relative to it."""
-        known = np.where(self._weight < self.FADED, 0, self.samples)
-        first = fit_monotone(self._raw, self._weight, known, self._prior, self.shape)
-        if first == 1.0:
-            return
-        self._raw /= first
-        self.scale *= first
-        self._scale_then *= first
-        self._first = [[one / first for one in samples] for samples in self._first]
+        One that surprises is held to be a stray; where the last of its kind did so too, and the other kind did not, T
+        has changed.
+        """
+        surprise = int(ratio > self.SURPRISE) - int(ratio < 1 / self.SURPRISE)
+        before, other = self._surprises[drafted], self._surprises[not drafted]
+        self._surprises[drafted] = surprise
+        few = (self.draft_steps if drafted else self.plain_steps) < self.FIRST
+        return self.FIRST_SURPRISE if few or before == surprise != other else self.SURPRISE
+
+    def _learn(self, features: Float64, expected: float, ratio: float) -> None:
+        first = learn(
+            features,
+            expected,
+            ratio,
+            self.FADE,
+            self._squares,
+            self._products,
+            self._trust,
+            self._prior,
+            self._parameters,
+        )
+        self.speed *= first
         self._lately = [one * first for one in self._lately]
-
-    def stale(self, tokens: int) -> bool:
-        """Whether the load has changed so much since T(tokens) was measured that it says little."""
-        return is_stale(self._scale_then[nearest(GRID, tokens)], self.scale, self.STALE)
 
     @classmethod
     def known(cls, curve: Callable[[int], float]) -> StepTime:
-        """A T(n) that is told, in seconds, and not measured: samples change nothing."""
-        time = _Known(0.0)
-        time.scale = curve(1)
-        time.shape = np.maximum.accumulate([curve(int(n)) / time.scale for n in GRID])
-        time.samples[:] = 2**31
-        return time
+        """A T that is told, in seconds by the tokens in the forward pass, and not measured: samples change nothing."""
+        return _Known(curve)
 
-    def shape_at(self, tokens: int) -> float:
-        """T(tokens) / T(1)."""
-        return float(interpolate(GRID, self.shape, tokens))
+    def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
+        """T of a batch of so many sequences, up to a factor.
 
-    def samples_at(self, tokens: int) -> int:
-        """Steps seen near `tokens`, under about the load of now.
-
-        Near is up to a fifth more or less: where sequences come and go, a step of one size may never be seen alone.
+        Returns:
+            T without a draft; and the numbers of tokens in the forward pass between which T is linear with a draft,
+            int64, with T there, float64.
         """
-        return samples_near(GRID, self.samples, self._scale_then, self.scale, self.STALE, tokens)
+        return knots_of(self._parameters, self.sequences, sequences)
 
-    def least_slope(self, tokens: int, more: int) -> float:
-        """The least that T rises by a token, as a share of T(1), from `tokens` on to `more` of them more."""
-        return least_slope(GRID, self.shape, tokens, tokens + more)
+    def cost(self, sequences: int, drafted: int) -> float:
+        """T with so many draft tokens as a multiple of T without."""
+        plain, grid, shape = self.knots(sequences)
+        return float(interpolate(grid, shape, sequences + drafted)) / plain if drafted else 1.0
+
+    def least_slope(self, sequences: int, more: int) -> float:
+        """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens."""
+        plain, grid, shape = self.knots(sequences)
+        return float(least_slope(grid, shape, sequences, sequences + more)) / plain
 
     def table(self) -> dict[int, float]:
-        """T(n) in seconds, for the n that were measured."""
-        return {
-            int(n): self.scale * float(shape)
-            for n, shape, samples in zip(GRID, self.shape, self.samples, strict=True)
-            if samples
+        """T in seconds by tokens in the forward pass: without a draft, and for the drafts that were measured."""
+        if not self.plain_steps + self.draft_steps:
+            return {}
+        sequences, most = self._most
+        plain, _, _ = self.knots(sequences)
+        drafted = [d for d in GRID.tolist() if d < most] + [most] * (most > 0)
+        return {sequences: self.speed * plain} | {
+            sequences + d: self.speed * plain * self.cost(sequences, d) for d in drafted
         }
 
 
 class _Known(StepTime):
     told = True
 
-    def record(self, tokens: int, seconds: float) -> float:
+    def __init__(self, curve: Callable[[int], float]) -> None:
+        super().__init__(0.0)
+        self.speed = curve(1)
+        self.plain_steps = 2**31
+        self._shape: Float64 = np.maximum.accumulate([curve(int(n)) / self.speed for n in GRID])
+
+    def record(self, sequences: int, drafted: int, seconds: float) -> float:
         return 1.0
+
+    def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
+        return interpolate(GRID, self._shape, sequences), GRID, self._shape
 
 
 def median(values: Sequence[float]) -> float:
@@ -183,29 +192,78 @@ def median(values: Sequence[float]) -> float:
 
 
 @kernel
-def nearest(grid: Int64, tokens: int) -> int:
-    """The place of the grid whose ratio to `tokens` is nearest to one."""
-    at = 0
-    while at + 1 < len(grid) and grid[at] * grid[at + 1] < tokens * tokens:
-        at += 1
-    return at
+def features_of(sequences: int, drafted: int, least: int) -> Float64:
+    """What the parameters of T are multiplied with; see `StepTime`, where `least` is S0."""
+    features = np.zeros(FEATURES)
+    features[0] = 1.0
+    features[1] = (sequences - least) / least
+    if drafted:
+        features[2] = 1.0
+        for i in range(len(BENDS)):
+            features[3 + i] = max(drafted / least - BENDS[i], 0.0)
+    return features
 
 
 @kernel
-def is_stale(then: float, scale: float, stale: float) -> bool:
-    """Whether a place was measured, at a scale `then` that is not the one of now by the factor `stale`."""
-    return then > 0.0 and (scale >= stale * then or scale * stale <= then)
+def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, Int64, Float64]:
+    """See `StepTime.knots`."""
+    plain = parameters[0] + parameters[1] * (sequences - least) / least
+    count = len(BENDS)
+    grid = np.empty(count + 1, np.int64)
+    shape = np.empty(count + 1)
+    for i in range(count + 1):
+        drafted = BENDS[i] * least if i < count else FAR
+        grid[i] = sequences + drafted
+        shape[i] = plain + parameters[2]
+        for j in range(count):
+            shape[i] += parameters[3 + j] * max(drafted / least - BENDS[j], 0.0)
+    return plain, grid, shape
 
 
 @kernel
-def samples_near(grid: Int64, samples: Int64, then: Float64, scale: float, stale: float, tokens: int) -> int:
-    """The samples, not stale, of all places within a fifth of the one for `tokens`."""
-    middle = grid[nearest(grid, tokens)]
-    total = 0
-    for i in range(len(grid)):
-        if 5 * max(grid[i], middle) <= 6 * min(grid[i], middle) and not is_stale(then[i], scale, stale):
-            total += samples[i]
-    return total
+def learn(
+    features: Float64,
+    expected: float,
+    ratio: float,
+    fade: float,
+    squares: Float64,
+    products: Float64,
+    trust: Float64,
+    prior: Float64,
+    parameters: Float64,
+) -> float:
+    """Take in a step that took `ratio` times what was expected; bring the parameters up to date, the first one 1.
+
+    Args:
+        squares, products: float64 `(m, m)` and `(m,)`, the sums of the normal equations.
+        trust, prior, parameters: float64 `(m,)`.
+
+    Returns:
+        The factor by which all were too large.
+    """
+    weight = 1.0 / (expected * expected * ratio)
+    for i in range(len(parameters)):
+        for j in range(len(parameters)):
+            squares[i, j] = fade * squares[i, j] + weight * features[i] * features[j]
+        products[i] = fade * products[i] + weight * features[i] * expected * ratio
+    solve(squares, products, trust, prior, parameters)
+    first = max(parameters[0], 1e-3)
+    parameters /= first
+    products /= first
+    parameters[0] = 1.0
+    return first
+
+
+@kernel
+def solve(squares: Float64, products: Float64, trust: Float64, prior: Float64, parameters: Float64) -> None:
+    """Go from `parameters` towards the least squares solution that is nowhere below 0, `trust` drawing to `prior`."""
+    for _ in range(SWEEPS):
+        for i in range(len(parameters)):
+            wanted = products[i] + trust[i] * prior[i]
+            for j in range(len(parameters)):
+                if j != i:
+                    wanted -= squares[i, j] * parameters[j]
+            parameters[i] = max(wanted / (squares[i, i] + trust[i]), 0.0)
 
 
 @kernel
@@ -220,7 +278,7 @@ def least_slope(grid: Int64, shape: Float64, first: int, last: int) -> float:
 
 @kernel
 def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
-    """T(tokens) / T(1): linear between grid points, in proportion beyond the last."""
+    """T(tokens): linear between grid points, in proportion beyond the last."""
     last = len(grid) - 1
     if tokens >= grid[last]:
         return shape[last] * tokens / grid[last]
@@ -229,58 +287,3 @@ def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
         at += 1
     share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
     return shape[at] + share * (shape[at + 1] - shape[at])
-
-
-@kernel
-def fit_monotone(raw: Float64, weight: Float64, samples: Int64, prior: Float64, shape: Float64) -> float:
-    """Write the non-falling fit of `raw` to `shape`, 1 at its first place; return what it was there before.
-
-    Points that were never measured say nothing: they take the value that the measured ones around them give, and
-    beyond those the prior's slope.
-    """
-    # Pools of adjacent points with one mean each.
-    means = np.empty(len(raw))
-    weights = np.empty(len(raw))
-    ends = np.empty(len(raw), np.int64)
-    pools = 0
-    for i in range(len(raw)):
-        if samples[i] == 0:
-            continue
-        means[pools], weights[pools], ends[pools] = raw[i], max(weight[i], 1e-3), i
-        pools += 1
-        while pools > 1 and means[pools - 2] > means[pools - 1]:
-            both = weights[pools - 2] + weights[pools - 1]
-            means[pools - 2] = (means[pools - 2] * weights[pools - 2] + means[pools - 1] * weights[pools - 1]) / both
-            weights[pools - 2] = both
-            ends[pools - 2] = ends[pools - 1]
-            pools -= 1
-    if pools == 0:
-        shape[:] = prior
-        return 1.0
-    pool = 0
-    for i in range(len(raw)):
-        if samples[i] == 0:
-            continue
-        while i > ends[pool]:
-            pool += 1
-        shape[i] = means[pool]
-    # The unmeasured: between neighbours in proportion to the prior's rise, outside by the prior's ratio.
-    left = -1
-    for i in range(len(raw)):
-        if samples[i] > 0:
-            left = i
-            continue
-        right = i
-        while right < len(raw) and samples[right] == 0:
-            right += 1
-        if left >= 0 and right < len(raw):
-            rise = max(prior[right] - prior[left], 1e-9)
-            shape[i] = shape[left] + (shape[right] - shape[left]) * (prior[i] - prior[left]) / rise
-        elif left >= 0:
-            shape[i] = shape[left] * prior[i] / prior[left]
-        else:
-            shape[i] = shape[right] * prior[i] / prior[right] if right < len(raw) else prior[i]
-    first = shape[0]
-    for i in range(len(raw)):
-        shape[i] /= first
-    return first

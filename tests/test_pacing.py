@@ -68,20 +68,26 @@ def flat(slope):
     return 1.0 + slope * (GRID - 1)
 
 
-def taught(slope, settings=None, tokens=range(1, 25), seconds=0.01):
-    """A pacer that has seen plenty of steps of T(n) = `seconds` x (1 + slope x (n - 1)), whatever the batch size."""
+def told(slope, settings=None):
+    """A pacer that knows that n tokens take 1 + slope x (n - 1)."""
     pacer = Pacer(settings)
-    pacer._step_times = dict.fromkeys(range(10), pacer.step_time)
+    pacer.step_time = StepTime.known(lambda n: 1 + slope * (n - 1))
+    return pacer
+
+
+def taught(slope, settings=None, sequences=1):
+    """A pacer that has seen plenty of steps, of 0.01 s x (1 + slope x d)."""
+    pacer = Pacer(settings)
     for _ in range(30):
-        for n in tokens:
-            pacer.record(n, seconds * (1 + slope * (n - 1)))
+        for d in range(24):
+            pacer.record(sequences, d, 0.01 * (1 + slope * d))
     return pacer
 
 
 class TestRule:
     @given(st.lists(chances, min_size=1, max_size=20), st.integers(1, 40), shapes(), st.floats(1, 3))
     def test_equals_brute_force(self, probability, sequences, shape, gain):
-        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, GRID, shape, gain)
+        keep, surplus = best_prefix(np.array(probability, np.float32), sequences, *knots(shape, sequences), gain)
         expected, best = naive.best_prefix(probability, sequences, lambda n: shape_at(shape, n), gain)
         assert surplus == pytest.approx(best, abs=1e-6)
         if keep != expected:  # only where two are as good as one another
@@ -96,20 +102,20 @@ class TestRule:
         drafts = chains(rows)
         if not len(drafts.tokens):
             return
-        _, surplus = best_prefix(drafts.probability, len(rows) + idle, GRID, shape, gain)
+        _, surplus = best_prefix(drafts.probability, len(rows) + idle, *knots(shape, len(rows) + idle), gain)
         best = naive.best_cut(rows, len(rows) + idle, lambda n: shape_at(shape, n), gain)
         assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
 
     def test_free_tokens_are_all_taken_and_dear_ones_none(self):
         probability = np.array([0.9, 0.5, 0.1], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0), 1.0) == (3, pytest.approx(1.5))
-        assert best_prefix(probability, 1, GRID, flat(5), 1.0)[1] < 0
+        assert best_prefix(probability, 1, *knots(flat(0), 1), 1.0) == (3, pytest.approx(1.5))
+        assert best_prefix(probability, 1, *knots(flat(5), 1), 1.0)[1] < 0
 
     def test_the_boundary_is_where_probability_meets_the_price(self):
         # A token costs 0.25 of a step, and a step commits 2 tokens otherwise: it pays from 0.5 up.
         probability = np.array([0.9, 0.8, 0.51, 0.49, 0.15], np.float32)
-        assert best_prefix(probability, 1, GRID, flat(0.25), 2.0)[0] == 3
-        assert best_prefix(probability, 1, GRID, flat(0.25), 1.0)[0] == 4
+        assert best_prefix(probability, 1, *knots(flat(0.25), 1), 2.0)[0] == 3
+        assert best_prefix(probability, 1, *knots(flat(0.25), 1), 1.0)[0] == 4
 
     def test_maximises_tokens_over_time_in_the_long_run(self):
         """Over many steps with all kinds of drafts, no fixed threshold on the probability does better."""
@@ -124,7 +130,7 @@ class TestRule:
         pacer.step_time = StepTime.known(lambda n: 1 + 0.1 * (n - 1))
         ours = rate([len(pacer.cut(chains([row]), 1).tokens) for row in rows])
         fixed = max(rate([sum(p > least for p in row) for row in rows]) for least in np.linspace(0, 1, 41))
-        single = rate([max(best_prefix(np.array(row, np.float32), 1, GRID, flat(0.1), 1.0)[0], 0) for row in rows])
+        single = rate([max(best_prefix(np.array(row, np.float32), 1, *knots(flat(0.1), 1), 1.0)[0], 0) for row in rows])
         assert ours > 0.995 * fixed
         assert ours > single
         assert pacer.gain == pytest.approx(ours, rel=0.05)
@@ -134,12 +140,16 @@ def shape_at(shape, n):
     return float(interpolate(GRID, shape, n))
 
 
+def knots(shape, sequences):
+    return shape_at(shape, sequences), GRID, shape
+
+
 class TestCut:
     @given(rows_of_chances, st.floats(0, 0.6))
     @settings(max_examples=150)
     def test_keeps_the_likeliest_as_whole_beginnings(self, rows, slope):
         drafts = chains(rows)
-        pacer = taught(slope)
+        pacer = told(slope)
         before = drafts.probability.copy()
         cut = pacer.cut(drafts, len(rows))
         assert (drafts.probability == before).all()
@@ -151,7 +161,7 @@ class TestCut:
             assert cut.parents[kept].tolist() == list(range(-1, n - 1))
             assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
         if len(cut.tokens):
-            keep, surplus = best_prefix(drafts.probability, len(rows), GRID, pacer.step_time.shape, 1.0)
+            keep, surplus = best_prefix(drafts.probability, len(rows), *pacer.step_time.knots(len(rows)), 1.0)
             assert len(cut.tokens) == keep
             assert surplus > 0.02 * len(rows)
             left_out = sorted(drafts.probability.tolist(), reverse=True)[keep:]
@@ -159,17 +169,15 @@ class TestCut:
 
     def test_of_equals_just_as_many_as_pay(self):
         pacer = Pacer()
-        for _ in range(30):
-            for n in range(1, 60):
-                pacer.record(n, 0.01 * (1 + 0.5 * max(0, n - 16)))
+        pacer.step_time = StepTime.known(lambda n: 1 + 0.5 * max(0, n - 16))
         drafts = chains([[0.3]] * 40)
         cut = pacer.cut(drafts, 1)
-        keep, _ = best_prefix(drafts.probability, 1, GRID, pacer.step_time.shape, 1.0)
+        keep, _ = best_prefix(drafts.probability, 1, *pacer.step_time.knots(1), 1.0)
         assert 1 < keep < 40
         assert len(cut.tokens) == keep
 
     def test_trees_keep_their_parents(self):
-        cut = taught(0.2).cut(tree_and_token(0.9), 2)
+        cut = told(0.2).cut(tree_and_token(0.9), 2)
         assert cut.tokens.tolist() == [10, 13, 14, 20]
         assert cut.parents.tolist() == [-1, 0, 1, -1]
         assert cut.offsets.tolist() == [0, 3, 4]
@@ -177,7 +185,7 @@ class TestCut:
     @pytest.mark.parametrize("bad", [[0.2, 0.9, 0.9], [np.nan] * 3, [0.9, np.nan, 0.9], [7.0, 7.0, 7.0], [-1.0] * 3])
     def test_a_drafter_that_misjudges_gets_sound_drafts(self, bad):
         for slope in (0.0, 0.1, 0.4):
-            cut = taught(slope).cut(chains([bad, [0.9]]), 2)
+            cut = told(slope).cut(chains([bad, [0.9]]), 2)
             for i in range(2):
                 row = cut.row(i)
                 assert cut.parents[row].tolist() == list(range(-1, row.stop - row.start - 1))
@@ -199,7 +207,7 @@ class TestPadded:
         if not len(drafts.tokens):
             return
         sequences = len(rows) + idle
-        width, surplus = best_width(drafts.probability, drafts.offsets, sequences, GRID, shape, gain)
+        width, surplus = best_width(drafts.probability, drafts.offsets, sequences, *knots(shape, sequences), gain)
         best = naive.best_cut(rows, sequences, lambda n: shape_at(shape, n), gain, padded=True)
         assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
         price = gain * sequences * (shape_at(shape, sequences * (1 + width)) / shape_at(shape, sequences) - 1)
@@ -207,21 +215,21 @@ class TestPadded:
 
     def test_what_is_padded_anyway_is_verified(self):
         drafts = chains([[0.9, 0.8], [0.1, 0.1], []])
-        assert taught(0.1).cut(drafts, 3).tokens.tolist() == [0, 1]
-        cut = taught(0.1).cut(drafts, 3, padded=True)
+        assert told(0.1).cut(drafts, 3).tokens.tolist() == [0, 1]
+        cut = told(0.1).cut(drafts, 3, padded=True)
         assert cut.tokens.tolist() == [0, 1, 2, 3]
         assert cut.offsets.tolist() == [0, 2, 4, 4]
 
     def test_one_good_draft_does_not_pay_for_many_sequences(self):
         drafts = chains([[0.9], *[[]] * 9])
-        assert len(taught(0.05).cut(drafts, 10).tokens) == 1
-        assert len(taught(0.05).cut(drafts, 10, padded=True).tokens) == 0
+        assert len(told(0.05).cut(drafts, 10).tokens) == 1
+        assert len(told(0.05).cut(drafts, 10, padded=True).tokens) == 0
         uniform = PacingSettings(uniform=True)
-        assert len(taught(0.05, uniform).cut(drafts, 10).tokens) == 1
-        assert len(taught(0.05, uniform).cut(drafts, 10, padded=True).tokens) == 0
+        assert len(told(0.05, uniform).cut(drafts, 10).tokens) == 1
+        assert len(told(0.05, uniform).cut(drafts, 10, padded=True).tokens) == 0
 
     def test_trees_keep_the_likeliest_nodes_of_each(self):
-        cut = taught(0.2).cut(tree_and_token(0.2), 2, padded=True)
+        cut = told(0.2).cut(tree_and_token(0.2), 2, padded=True)
         assert cut.tokens.tolist() == [10, 13, 14, 20]
         assert cut.parents.tolist() == [-1, 0, 1, -1]
         assert cut.offsets.tolist() == [0, 3, 4]
@@ -229,7 +237,7 @@ class TestPadded:
     def test_for_one_sequence_it_is_the_same(self):
         drafts = chains([[0.9, 0.6, 0.3, 0.05]])
         for slope in (0.0, 0.1, 0.4):
-            one, other = taught(slope).cut(drafts, 1), taught(slope).cut(drafts, 1, padded=True)
+            one, other = told(slope).cut(drafts, 1), told(slope).cut(drafts, 1, padded=True)
             assert one.tokens.tolist() == other.tokens.tolist()
 
     def test_the_gain_counts_what_is_padded(self):
@@ -244,14 +252,13 @@ class TestPadded:
 class TestClosedLoop:
     """What is decided is what is measured: a machine whose steps take T(n), and drafts of one kind."""
 
-    def run(self, pacer, time, steps, sequences=lambda step: 1, chance=0.95):
+    def run(self, pacer, time, steps, sequences=lambda step: 1, chance=lambda step: 0.95):
         lengths = []
         for step in range(steps):
             rows = sequences(step)
-            cut = pacer.cut(chains([falling([chance] * 12)] * rows), rows)
+            cut = pacer.cut(chains([falling([chance(step)] * 12)] * rows), rows)
             lengths.append(len(cut.tokens) / rows)
-            tokens = rows + len(cut.tokens)
-            pacer.record(tokens, time(tokens, step))
+            pacer.record(rows, len(cut.tokens), time(rows + len(cut.tokens), step))
         return lengths
 
     @pytest.mark.parametrize("spills", [True, False])
@@ -280,17 +287,30 @@ class TestClosedLoop:
         assert sum(length > 0 for length in lengths) > 25
 
     def test_each_batch_size_has_its_own_costs(self):
-        """Eight sequences pay for every token; one pays for two to nine what it pays for ten."""
-        pacer = Pacer()
+        """Eight sequences pay for every token; one pays for two to nine what it pays for ten.
+
+        Then the single one gets drafts as good as those of a pacer that is told.
+        """
+        chances = np.random.default_rng(0).uniform(0.5, 0.9, 1200)
+
+        def eight(step):
+            return step // 300 % 2 == 1
 
         def time(tokens, step):
-            if step // 300 % 2:
-                return 0.09 * (1 + 0.3 * (tokens - 8))
-            return 0.05 * (1 if tokens == 1 else 1.7)
+            return 0.09 * (1 + 0.3 * (tokens - 8)) if eight(step) else 0.05 * (1 if tokens == 1 else 1.7)
 
-        lengths = self.run(pacer, time, 1200, lambda step: 8 if step // 300 % 2 else 1, chance=0.7)
-        assert np.median([length for length in lengths[700:900] if length]) >= 8
-        assert pacer.step_time.shape_at(16) / pacer.step_time.shape_at(8) == pytest.approx(3.4, rel=0.3)
+        def rate(lengths, steps):
+            expected = [1 + sum(falling([chances[step]] * int(lengths[step]))) for step in steps]
+            return sum(expected) / sum(time(1 + lengths[step], step) for step in steps)
+
+        pacer = Pacer()
+        lengths = self.run(pacer, time, 1200, lambda step: 8 if eight(step) else 1, chance=lambda step: chances[step])
+        informed = Pacer(PacingSettings(explore=10**6))
+        informed.step_time = StepTime.known(lambda n: 1 if n == 1 else 1.7)
+        best = self.run(informed, time, 1200, chance=lambda step: chances[step])
+        single = [step for step in range(700, 900) if not eight(step)]
+        assert rate(lengths, single) > 0.97 * rate(best, single)
+        assert pacer.step_time.cost(8, 8) == pytest.approx(3.4, rel=0.3)
 
     def test_looks_again_at_once_where_a_plain_step_was_better_than_thought(self):
         """At twice plain's speed trials are rare, but a plain step in half its time changes all."""
@@ -317,7 +337,7 @@ class TestFloor:
     @settings(max_examples=100)
     def test_what_lies_below_is_never_kept(self, rows, slope, gain):
         drafts = chains(rows)
-        pacer = taught(slope)
+        pacer = told(slope)
         pacer._tokens = gain
         least = pacer.floor(len(rows), 24)
         cut = pacer.cut(drafts, len(rows))
@@ -365,35 +385,35 @@ class TestDecisions:
         drafts = chains([[0.99, 0.98]])
         for _ in range(Pacer.FIRST_PLAIN):
             assert not len(pacer.cut(drafts, 1).tokens)
-            pacer.record(1, 0.01)
+            pacer.record(1, 0, 0.01)
         assert len(pacer.cut(drafts, 1).tokens) == 2
 
     def test_what_does_not_pay_is_tried_now_and_then(self):
-        pacer = taught(3.0, PacingSettings(explore=10))
+        pacer = told(3.0, PacingSettings(explore=10))
         drafts = chains([[0.5, 0.4, 0.3]])
         tried = []
         for step in range(100):
             cut = pacer.cut(drafts, 1)
             tried += [step] if len(cut.tokens) else []
-            pacer.record(1 + len(cut.tokens), 0.01 * (1 + 3.0 * len(cut.tokens)))
+            pacer.record(1, len(cut.tokens), 0.01 * (1 + 3.0 * len(cut.tokens)))
         assert len(tried) == pacer.explored == pacer.verified == 9
         assert {b - a for a, b in pairwise(tried)} == {11}
 
     def test_a_trial_costs_as_little_as_can_be(self):
-        pacer = taught(3.0, PacingSettings(explore=2), tokens=(50, 60, 80, 200))
+        pacer = told(3.0, PacingSettings(explore=2))
         drafts = chains([[0.5, 0.4, 0.3]] * 50)
         cuts = [len(pacer.cut(drafts, 50).tokens) for _ in range(10)]
         assert 0 < max(cuts) < 150
 
     def test_plain_steps_are_tried_now_and_then(self):
-        pacer = taught(0.0, PacingSettings(explore=10))
+        pacer = told(0.0, PacingSettings(explore=10))
         drafts = chains([[0.99] * 6])
         plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(110))
         assert plain == pacer.explored == 10
 
     @pytest.mark.parametrize(("probability", "every"), [(0.05, 25), (0.25, 80), (0.9, 189)])
     def test_plain_steps_are_tried_the_oftener_the_less_they_cost(self, probability, every):
-        pacer = taught(0.0, PacingSettings(explore=100))
+        pacer = told(0.0, PacingSettings(explore=100))
         drafts = chains([[probability]])
         steps = 4000
         plain = sum(not len(pacer.cut(drafts, 1).tokens) for _ in range(steps))
@@ -402,7 +422,7 @@ class TestDecisions:
         assert plain / steps * (1 - 1 / pacer.gain) < 0.006
 
     def test_steps_without_a_draft_save_that_trial(self):
-        pacer = taught(0.0, PacingSettings(explore=10))
+        pacer = told(0.0, PacingSettings(explore=10))
         drafts = chains([[0.9, 0.8]])
         for _ in range(30):
             for _ in range(5):
@@ -418,11 +438,11 @@ class TestDecisions:
         seen = []
         for _ in range(60):
             kept = len(pacer.cut(drafts, 1).tokens)
-            before = pacer.step_time.samples.sum()
+            before = pacer.step_time.plain_steps + pacer.step_time.draft_steps
             # The first plain step takes as long as one with a draft.
             slow = kept or (not seen or seen[-1][0])
-            pacer.record(1 + kept, 0.012 if slow else 0.01)
-            seen.append((kept, pacer.step_time.samples.sum() - before))
+            pacer.record(1, kept, 0.012 if slow else 0.01)
+            seen.append((kept, pacer.step_time.plain_steps + pacer.step_time.draft_steps - before))
         plain = [i for i, (kept, _) in enumerate(seen) if not kept]
         assert len(plain) > 2
         for i in plain:
@@ -432,16 +452,16 @@ class TestDecisions:
     def test_a_gain_below_the_margin_is_left(self):
         drafts = chains([[0.55]])
         # Half a step's time for 0.55 tokens: a gain of 0.05.
-        assert len(taught(0.5, PacingSettings(margin=0.02)).cut(drafts, 1).tokens) == 1
-        assert len(taught(0.5, PacingSettings(margin=0.08)).cut(drafts, 1).tokens) == 0
+        assert len(told(0.5, PacingSettings(margin=0.02)).cut(drafts, 1).tokens) == 1
+        assert len(told(0.5, PacingSettings(margin=0.08)).cut(drafts, 1).tokens) == 0
 
     def test_uniform_is_all_or_nothing(self):
         settings = PacingSettings(uniform=True)
         good, poor = chains([[0.9, 0.8], [0.9, 0.1]]), chains([[0.9, 0.01], [0.01, 0.01]])
-        pacer = taught(0.25, settings)
+        pacer = told(0.25, settings)
         assert len(pacer.cut(good, 2).tokens) == 4
         assert len(pacer.cut(poor, 2).tokens) == 0
-        assert len(taught(0.25).cut(poor, 2).tokens) == 1
+        assert len(told(0.25).cut(poor, 2).tokens) == 1
 
     def test_uniform_weighs_what_drafts_are_filled_up_with(self):
         pacer = Pacer(PacingSettings(uniform=True, explore=1000))
@@ -462,7 +482,7 @@ class TestDecisions:
         assert pacer.floor(1, 24) == 0
 
     def test_each_step_with_a_draft_is_one_decision(self):
-        pacer = taught(0.0, PacingSettings(explore=10))
+        pacer = told(0.0, PacingSettings(explore=10))
         for probability in (0.99, 0.001):
             for _ in range(60):
                 pacer.cut(chains([[probability]]), 1)
@@ -479,9 +499,9 @@ class TestDecisions:
         drafts = chains([[0.3, 0.2, 0.1]])
         time = 0.0
         for _ in range(2000):
-            tokens = 1 + len(pacer.cut(drafts, 1).tokens)
-            seconds = 0.01 * (1 + 0.5 * (tokens - 1))
-            pacer.record(tokens, seconds)
+            drafted = len(pacer.cut(drafts, 1).tokens)
+            seconds = 0.01 * (1 + 0.5 * drafted)
+            pacer.record(1, drafted, seconds)
             time += seconds
         assert time < 1.02 * 2000 * 0.01
 
@@ -493,7 +513,7 @@ class TestDecisions:
             kept = []
             for _ in range(steps):
                 kept.append(len(pacer.cut(drafts, 1).tokens))
-                pacer.record(1 + kept[-1], 0.01 * (1 + slope * kept[-1]))
+                pacer.record(1, kept[-1], 0.01 * (1 + slope * kept[-1]))
             return kept
 
         assert np.mean(run(0.01, 300)[-50:]) > 3.5
@@ -513,7 +533,7 @@ class TestDecisions:
             for _ in range(steps):
                 cut = pacer.cut(chains([[0.7, 0.5, 0.35, 0.2]] * sequences), sequences)
                 kept.append(len(cut.tokens) / sequences)
-                pacer.record(sequences + len(cut.tokens), seconds(sequences + len(cut.tokens)))
+                pacer.record(sequences, len(cut.tokens), seconds(sequences + len(cut.tokens)))
             return np.mean(kept[-40:])
 
         assert run(1, 200) > 3.8

@@ -41,8 +41,8 @@ class Noting(Pacer):
         self.filled.append(filled)
         return drafts
 
-    def record(self, tokens: int, seconds: float) -> None:
-        self.steps_told.append((tokens, seconds))
+    def record(self, sequences: int, drafted: int, seconds: float) -> None:
+        self.steps_told.append((sequences + drafted, seconds))
 
     def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
         self.judged.append((np.round(probability.astype(float), 3).tolist(), offsets.tolist(), accepted.tolist()))
@@ -289,9 +289,9 @@ def test_the_line_of_statistics_tells_what_was_withheld() -> None:
 
 def seen(pacer: Pacer) -> Pacer:
     """A pacer after a few steps: T(n) is ten milliseconds and one more for each token, one of two drafts was right."""
-    pacer.step_time = StepTime.known(lambda n: 0.009 + 0.001 * n)
-    pacer.step_time.samples[:] = 0
-    pacer.step_time.samples[[0, 1, 2, 3, 4, 7]] = 9
+    for _ in range(60):
+        for drafted in range(8):
+            pacer.record(1, drafted, 0.01 + 0.001 * drafted)
     two = Drafts(
         np.array([7, 8], np.int32), np.array([-1, 0], np.int32), np.array([0.9, 0.05], np.float32),
         np.zeros(2, np.uint8), np.array([0, 2]),

@@ -166,7 +166,7 @@ class Drafting:
             return
         try:
             # Shorter drafts were padded.
-            self._pacer.record(len(drafts) * max(draft.width for draft in drafts), seconds)
+            self._pacer.record(len(drafts), len(drafts) * (max(draft.width for draft in drafts) - 1), seconds)
             self._judge(self._pacer, drafts, steps)
         except Exception:
             self._give_up_pacing()

@@ -47,8 +47,8 @@ class StepPacing:
         before, self._called = self._called, self._clock()
         if before is not None and steady and decoding:
             drafted = decoding * self._longest if self.filled else len(verified.probability)
-            tokens = decoding + drafted
-            self.pacer.record(tokens if most is None else min(tokens, most), self._called - before)
+            drafted = drafted if most is None else min(drafted, max(most - decoding, 0))
+            self.pacer.record(decoding, drafted, self._called - before)
         if len(verified.sequences):
             self.pacer.judge(verified.probability, verified.offsets, verified.accepted.astype(np.int64))
 
