@@ -5,13 +5,22 @@ They take most arrays one by one: see `texts`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from freedraft.plugins.adjacency import Table, push_token
-from freedraft.plugins.evidence import COLUMNS, KIND, LIKELIEST, MAX_CONTEXTS, OWN
-from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates, learn, learn_correction, predict, room
+from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
+from freedraft.plugins.judging import (
+    NOT_DRAFTED,
+    NOT_STARTED,
+    ROOT,
+    Judged,
+    begin_reply,
+    foreseen,
+    judge,
+    kind_of,
+    trusted,
+)
+from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates, learn, likeliest, predict, room
 from freedraft.plugins.proposals import (
     CHILDREN,
     Proposals,
@@ -52,42 +61,7 @@ from freedraft.retrieval.index.follow import Automaton
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
-NOT_STARTED = -1
-ROOT = -1
-NOT_DRAFTED = -2
 NOBODY = -1
-
-
-class Judged(NamedTuple):
-    """What fusion keeps for each slot, beside its texts, to learn from what is committed.
-
-    Attributes:
-        started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
-        last: int64 `(slots,)`, the token committed last; `NO_TOKEN` in an empty text.
-        considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
-        tokens: int32 `(slots, longest + 1)`, these.
-        parents: int32 `(slots, longest + 1)`, which of them each follows; -1 = the committed text.
-        mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
-    """
-
-    started: Int64
-    last: Int64
-    considered: Int64
-    tokens: Int32
-    parents: Int32
-    mixed: Float32
-
-
-def nothing_judged(longest: int) -> Judged:
-    """Room for no sequence, with drafts of up to `longest` tokens."""
-    return Judged(
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-        np.zeros(0, np.int64),
-        np.zeros((0, longest + 1), np.int32),
-        np.zeros((0, longest + 1), np.int32),
-        np.zeros((0, longest + 1), np.float32),
-    )
 
 
 @kernel
@@ -144,15 +118,6 @@ def weigh(
             count_proposals(evidence, rows, tokens_found, candidates.times)
         predict(evidence, rows, mixer, candidates, found, last)
     return rows, found
-
-
-@kernel
-def kind_of(evidence: Int64, rows: int, token: int) -> int:
-    """The kind of text that is first to hold a token the likeliest."""
-    for i in range(rows):
-        if evidence[i, LIKELIEST] == token:
-            return int(evidence[i, KIND])
-    return OWN
 
 
 @kernel
@@ -215,6 +180,7 @@ def extend_batch(
                     texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
                 if found > 0:
+                    foreseen(judged, slot, evidence, rows, candidates, found, token)
                     learn(evidence, rows, mixer, candidates, found, last, token)
             learning = own[HEAD_LEARNING] != 0
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
@@ -235,28 +201,6 @@ def extend_batch(
             rankings.context[slot] = context
         judged.considered[slot] = 0
     return FINE
-
-
-@kernel
-def judge(mixer: Mixer, judged: Judged, slot: int, depth: int, node: int, token: int) -> int:
-    """Tell the last stage which tokens behind a node of the last draft were right; return the one that was.
-
-    Args:
-        depth: tokens of the draft up to and including `node`.
-        node: that was committed, `ROOT` at first.
-        token: that was committed behind it.
-
-    Returns:
-        `NOT_DRAFTED` where none was right.
-    """
-    right = NOT_DRAFTED
-    for child in range(max(0, node), judged.considered[slot]):
-        if judged.parents[slot, child] == node:
-            hit = judged.tokens[slot, child] == token
-            learn_correction(mixer, depth, judged.mixed[slot, child], hit)
-            if hit:
-                right = child
-    return right
 
 
 @kernel
@@ -299,7 +243,7 @@ def draft_batch(
     for row in range(len(slots)):
         slot = slots[row]
         if judged.started[slot] == NOT_STARTED:
-            judged.started[slot] = sequences[slot, HEAD_LENGTH]
+            begin_reply(judged, slot, sequences[slot, HEAD_LENGTH])
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         to_start(proposals, slot, at)
@@ -310,6 +254,7 @@ def draft_batch(
         depth = 0
         most = min(longest, budget[row])
         judged.considered[slot] = 0
+        judged.drafted_run[slot] = judged.run[slot]
         while depth < most:
             rows, found = weigh(
                 words, states, edges, sequences, corpora, damaged, table, owner, False, proposals, mixer,
@@ -317,22 +262,21 @@ def draft_batch(
             )  # fmt: skip
             if found == 0:
                 break
-            best = 0
-            for j in range(1, found):
-                if candidates.mixed[j] > candidates.mixed[best]:
-                    best = j
+            best = likeliest(candidates, found)
             token = candidates.tokens[best]
+            kind = kind_of(evidence, rows, token)
+            mixed = trusted(judged, slot, kind, candidates.mixed[best])
             judged.tokens[slot, depth] = token
             judged.parents[slot, depth] = depth - 1
-            judged.mixed[slot, depth] = candidates.mixed[best]
+            judged.mixed[slot, depth] = mixed
             judged.considered[slot] = depth + 1
-            likelihood *= correct(mixer, depth, candidates.mixed[best])
+            likelihood *= correct(mixer, judged.run[slot] + depth, mixed)
             if likelihood < min_probability:
                 break
             tokens[used] = token
             parents[used] = depth - 1
             probability[used] = likelihood
-            source[used] = sources[kind_of(evidence, rows, token)]
+            source[used] = sources[kind]
             used += 1
             depth += 1
             last = token

@@ -11,8 +11,9 @@ import numpy as np
 
 from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
 from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
-from freedraft.plugins.fusing import NOBODY, NOT_STARTED, ROOT, Judged, kind_of, weigh
+from freedraft.plugins.fusing import NOBODY, weigh
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
+from freedraft.plugins.judging import NOT_STARTED, ROOT, Judged, begin_reply, kind_of, trusted
 from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
 from freedraft.plugins.proposals import Proposals, follow_proposals, to_start
 from freedraft.plugins.rankings import Rankings
@@ -82,13 +83,14 @@ def draft_trees(
     for row in range(len(slots)):
         slot = slots[row]
         if judged.started[slot] == NOT_STARTED:
-            judged.started[slot] = sequences[slot, HEAD_LENGTH]
+            begin_reply(judged, slot, sequences[slot, HEAD_LENGTH])
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         owner = rankings.owner[slot] if ranking else NOBODY
         at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
         to_start(proposals, slot, at[0])
         most = min(longest, budget[row])
+        judged.drafted_run[slot] = judged.run[slot]
         nodes, waiting, order = 0, 0, 0
         parent, likelihood = ROOT, 1.0
         while nodes < most:
@@ -99,10 +101,12 @@ def draft_trees(
                 texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence, candidates,
             )  # fmt: skip
             for j in range(found):
-                joint = likelihood * correct(mixer, depths[here], candidates.mixed[j])
+                kind = kind_of(evidence, rows, candidates.tokens[j])
+                worth = trusted(judged, slot, kind, candidates.mixed[j])
+                joint = likelihood * correct(mixer, judged.run[slot] + depths[here], worth)
                 if joint >= min_probability:
-                    kinds[order] = kind_of(evidence, rows, candidates.tokens[j])
-                    mixed[order] = candidates.mixed[j]
+                    kinds[order] = kind
+                    mixed[order] = worth
                     push(heap, waiting, joint, order, candidates.tokens[j], parent)
                     waiting += 1
                     order += 1

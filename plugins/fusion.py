@@ -14,9 +14,10 @@ from freedraft.plugins.adjacency import NO_TOKEN, owners
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import REACH
-from freedraft.plugins.fusing import NOT_STARTED, draft_batch, extend_batch, nothing_judged
+from freedraft.plugins.fusing import draft_batch, extend_batch
 from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
+from freedraft.plugins.judging import NOT_STARTED, nothing_judged
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.other_drafters import OtherDrafters
 from freedraft.plugins.own_text import OwnTextSettings

@@ -8,7 +8,9 @@ mean of the three by what it has been worth. Everything learns online, from ever
 `start` derives from the escape estimate of `own_text`, so it is of use from the first.
 
     odds = bias + sum over contexts of weight x stretch(rate)
-    p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds)))))
+    p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds))) + bias of the sequence))
+
+`judging` has that bias, and how many tokens in a row were foreseen, by which the last stage tells copies from the rest.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
 FIRST_WEIGHT = 0.3
 LEARNING_RATE = 0.01
 RATE_LIMIT = 255  # a rate remembers about as many observations
-RATE_PRIOR = 4.0  # observations that the start of a rate counts for
+RATE_PRIOR = 8.0  # observations that the start of a rate counts for
 LOWEST = 1.0 / 2048
 
 # The maps: a rate for each log-odds, interpolated; tokens that share an entry share what is learnt.
@@ -69,8 +71,9 @@ MAP_STEPS = 17
 MAP_RATE = 0.02
 MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 
-# The last stage: a rate for the first token of a draft, and for later ones, at each log-odds, interpolated.
-DEPTHS = 2
+# The last stage: a rate at each log-odds, interpolated, by how many tokens were foreseen in a row right before.
+RUNS = np.array([0, 1, 3, 7], np.int64)  # upper ends; one more bucket above
+RUN_BUCKETS = len(RUNS) + 1
 ODDS_STEPS = 33
 ODDS_END = 8.0
 CORRECTION_RATE = 0.04
@@ -86,7 +89,7 @@ class Mixer(NamedTuple):
         stretched: float32 `(RATES,)`, `stretch` of each rate, which saves a logarithm for each context of a candidate.
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
-        correction: float32 `(DEPTHS, ODDS_STEPS)`.
+        correction: float32 `(RUN_BUCKETS, ODDS_STEPS)`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
         maps: float32 `(MAPS, MAP_TOKENS, MAP_STEPS)`.
         mapped: float32, likewise: observations behind each.
@@ -143,14 +146,14 @@ def start() -> Mixer:
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
     steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)
-    correction = np.tile(1 / (1 + np.exp(-odds)), (DEPTHS, 1))
+    correction = np.tile(1 / (1 + np.exp(-odds)), (RUN_BUCKETS, 1))
     return Mixer(
         rates,
         stretched_rates(rates),
         np.zeros(RATES, np.int32),
         weights,
         correction.astype(np.float32),
-        np.zeros((DEPTHS, ODDS_STEPS), np.float32),
+        np.zeros((RUN_BUCKETS, ODDS_STEPS), np.float32),
         np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (MAPS, MAP_TOKENS, 1)),
         np.zeros((MAPS, MAP_TOKENS, MAP_STEPS), np.float32),
     )
@@ -247,6 +250,16 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
 
 
 @kernel
+def likeliest(candidates: Candidates, found: int) -> int:
+    """Which of the first `found` candidates is likeliest; of equals, the first."""
+    best = 0
+    for j in range(1, found):
+        if candidates.mixed[j] > candidates.mixed[best]:
+            best = j
+    return best
+
+
+@kernel
 def map_place(odds: float) -> float:
     """Where log-odds lie on the grid of `Mixer.maps`, in steps."""
     step = 2.0 * ODDS_END / (MAP_STEPS - 1)
@@ -316,18 +329,18 @@ def odds_place(mixed: float) -> float:
 
 
 @kernel
-def correct(mixer: Mixer, depth: int, mixed: float) -> float:
-    """The probability that `mixed` has been worth at this depth of a draft."""
-    line = mixer.correction[min(depth, DEPTHS - 1)]
+def correct(mixer: Mixer, run: int, mixed: float) -> float:
+    """The probability that `mixed` has been worth behind so many tokens that were foreseen."""
+    line = mixer.correction[bucket(RUNS, run)]
     place = odds_place(mixed)
     low = int(place)
     return line[low] + (place - low) * (line[low + 1] - line[low])
 
 
 @kernel
-def learn_correction(mixer: Mixer, depth: int, mixed: float, right: bool) -> None:
-    """Move the correction towards whether the token at this depth was right, its ancestors being so."""
-    row = min(depth, DEPTHS - 1)
+def learn_correction(mixer: Mixer, run: int, mixed: float, right: bool) -> None:
+    """Move the correction towards whether the token behind so many that were foreseen was right."""
+    row = bucket(RUNS, run)
     place = odds_place(mixed)
     low = int(place)
     truth = 1.0 if right else 0.0

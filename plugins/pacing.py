@@ -134,9 +134,7 @@ class Pacer:
             verified = max(widest, filled)
             surplus = float(probability.sum()) - gain * sequences * (self.step_time.cost(sequences, verified) - 1.0)
         elif padded:
-            width, surplus = best_width(
-                probability, drafts.offsets, sequences, *self.step_time.knots(sequences), gain
-            )
+            width, surplus = best_width(probability, drafts.offsets, sequences, *self.step_time.knots(sequences), gain)
             verified = sequences * width
             kept = likeliest_of_each(probability, drafts.offsets, width)
         else:
@@ -224,7 +222,7 @@ class Pacer:
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
     def record(self, sequences: int, drafted: int, seconds: float) -> None:
-        """Take in one step: its sequences, the draft tokens that it verified, `seconds` from end to end, drafting included."""
+        """Take in one step: its sequences, the draft tokens that it verified, its time with drafting."""
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
                 return

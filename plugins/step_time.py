@@ -74,7 +74,9 @@ class StepTime:
         self._last = (0, 0)
         self._run = 0
         self._most = (0, 0)
+        # By kind, without and with a draft: how the last one surprised, and whether the other kind, since, did not.
         self._surprises = [0, 0]
+        self._calm = [False, False]
 
     def record(self, sequences: int, drafted: int, seconds: float) -> float:
         """Take in one step of `seconds` from end to end. Nonsense is left out.
@@ -108,14 +110,18 @@ class StepTime:
     def _believed(self, drafted: bool, ratio: float) -> float:
         """The factor by which this step may differ from what is expected.
 
-        One that surprises is held to be a stray; where the last of its kind did so too, and the other kind did not, T
-        has changed.
+        One that surprises is held to be a stray; where the last of its kind did so too, and the other kind, seen in
+        between, did not, T has changed: then what was learnt before counts half.
         """
         surprise = int(ratio > self.SURPRISE) - int(ratio < 1 / self.SURPRISE)
-        before, other = self._surprises[drafted], self._surprises[not drafted]
-        self._surprises[drafted] = surprise
+        changed = surprise != 0 and surprise == self._surprises[drafted] and self._calm[drafted]
+        self._surprises[drafted], self._calm[drafted] = surprise, False
+        self._calm[not drafted] = surprise != self._surprises[not drafted]
+        if changed:
+            self._squares *= 0.5
+            self._products *= 0.5
         few = (self.draft_steps if drafted else self.plain_steps) < self.FIRST
-        return self.FIRST_SURPRISE if few or before == surprise != other else self.SURPRISE
+        return self.FIRST_SURPRISE if few or changed else self.SURPRISE
 
     def _learn(self, features: Float64, expected: float, ratio: float) -> None:
         first = learn(

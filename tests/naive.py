@@ -205,6 +205,7 @@ def index_likeliest(documents: Sequence[Sequence[int]], context: Sequence[int], 
     return token, found[token]
 
 
+MIX_RUNS = (0, 1, 3, 7)
 MIX_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40)
 MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
@@ -365,8 +366,8 @@ class Mixing:
         self.observed: dict[tuple[int, ...], int] = {}
         self.weights: dict[tuple[int, ...], float] = {}
         grid = [-8 + 0.5 * i for i in range(33)]
-        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(2)]
-        self.corrected = [[0.0] * len(grid) for _ in range(2)]
+        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(5)]
+        self.corrected = [[0.0] * len(grid) for _ in range(5)]
         self.maps: dict[tuple[int, int], list[float]] = {}
         self.mapped: dict[tuple[int, int], list[float]] = {}
 
@@ -443,16 +444,16 @@ class Mixing:
                 self.weights[(chosen, *key[:2])] = float32(weight)
                 self.observed[key] = min(self.observed.get(key, 0) + 1, 255)
                 rate = self.rates[key]
-                moved = rate + (right - rate) / (self.observed[key] + 4)
+                moved = rate + (right - rate) / (self.observed[key] + 8)
                 self.rates[key] = float32(min(max(moved, 1 / 2048), 1 - 1 / 2048))
 
-    def correct(self, depth: int, mixed: float) -> float:
-        line, low, share = self._place(depth, mixed)
+    def correct(self, run: int, mixed: float) -> float:
+        line, low, share = self._place(run, mixed)
         return line[low] + share * float32(line[low + 1] - line[low])
 
-    def learn_correction(self, depth: int, mixed: float, right: bool) -> None:
-        line, low, share = self._place(depth, mixed)
-        seen = self.corrected[min(depth, 1)]
+    def learn_correction(self, run: int, mixed: float, right: bool) -> None:
+        line, low, share = self._place(run, mixed)
+        seen = self.corrected[_bucket(MIX_RUNS, run)]
         for step, part in ((low, 1 - share), (low + 1, share)):
             seen[step] = float32(min(seen[step] + part, 1e6))
             rate = max(0.04, 1 / (seen[step] + 5))
@@ -464,14 +465,19 @@ class Mixing:
     def _weight(self, chosen: int, key: tuple[int, ...]) -> float:
         return self.weights.get((chosen, *key[:2]), float32(0.3))
 
-    def _place(self, depth: int, mixed: float) -> tuple[list[float], int, float]:
+    def _place(self, run: int, mixed: float) -> tuple[list[float], int, float]:
         bounded = min(max(mixed, 1e-4), 1 - 1e-4)
         place = min(max((math.log(bounded / (1 - bounded)) + 8) / 0.5, 0.0), 33 - 1.001)
-        return self.correction[min(depth, 1)], int(place), place - int(place)
+        return self.correction[_bucket(MIX_RUNS, run)], int(place), place - int(place)
 
 
 def _bucket(ends: Sequence[int], value: int) -> int:
     return sum(value > end for end in ends)
+
+
+def _kind(evidence: Sequence[Evidence], token: int) -> int:
+    """The kind of text whose longest context suggests a token first."""
+    return next((context.kind for context in evidence if context.likeliest == token), OWN_TEXT)
 
 
 class Fusing:
@@ -496,6 +502,8 @@ class Fusing:
         """What other drafters draft behind the committed text; to be set before each draft."""
         self.since: list[int] = []
         """What was committed behind them."""
+        self.bias: dict[int, float] = {}
+        self.run = self.drafted_run = 0
 
     def evidence(self, drafted: Sequence[int] = ()) -> list[Evidence]:
         before = [*self.text, *drafted]
@@ -520,11 +528,26 @@ class Fusing:
                 if judging and depth < len(self.considered):
                     drafted, mixed = self.considered[depth]
                     judging = drafted == token
-                    self.mixing.learn_correction(depth, mixed, judging)
+                    self.mixing.learn_correction(self.drafted_run + depth, mixed, judging)
+                self._foresee(token)
                 self.mixing.learn(self.evidence(), self.text[-1] if self.text else -1, token)
             self.text.append(token)
             self.since.append(token)
         self.considered, self.proposals, self.since = [], [], []
+
+    def _foresee(self, token: int) -> None:
+        evidence = self.evidence()
+        candidates = self.mixing.predict(evidence, [-1, *self.text][-1])
+        if candidates:
+            best = max(candidates, key=lambda candidate: candidate.mixed)
+            kind = _kind(evidence, best.token)
+            right = best.token == token
+            self.bias[kind] = self.bias.get(kind, 0.0) + 0.1 * (right - self._trusted(kind, best.mixed))
+            self.run = self.run + 1 if right else 0
+
+    def _trusted(self, kind: int, mixed: float) -> float:
+        bounded = min(max(mixed, 1e-4), 1 - 1e-4)
+        return _squash(math.log(bounded / (1 - bounded)) + self.bias.get(kind, 0.0))
 
     def draft(self, budget: int, min_probability: float) -> tuple[list[int], list[float]]:
         if self.started is None:
@@ -532,14 +555,17 @@ class Fusing:
         tokens: list[int] = []
         probabilities: list[float] = []
         self.considered = []
+        self.drafted_run = self.run
         likelihood = 1.0
         while len(tokens) < budget:
-            candidates = self.mixing.predict(self.evidence(tokens), [-1, *self.text, *tokens][-1])
+            evidence = self.evidence(tokens)
+            candidates = self.mixing.predict(evidence, [-1, *self.text, *tokens][-1])
             if not candidates:
                 break
             token, mixed, *_ = max(candidates, key=lambda candidate: candidate.mixed)
+            mixed = self._trusted(_kind(evidence, token), mixed)
             self.considered.append((token, float32(mixed)))
-            likelihood *= self.mixing.correct(len(tokens), mixed)
+            likelihood *= self.mixing.correct(self.run + len(tokens), mixed)
             if likelihood < min_probability:
                 break
             tokens.append(token)

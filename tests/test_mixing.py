@@ -124,9 +124,9 @@ def test_the_start_is_the_naive_one():
 
 
 @given(st.floats(1e-4, 1 - 1e-4), st.integers(0, 9))
-def test_nothing_is_corrected_before_anything_was_learnt(probability, depth):
+def test_nothing_is_corrected_before_anything_was_learnt(probability, run):
     # Linear between grid points half a unit of log-odds apart.
-    assert mixing.correct(mixing.start(), depth, probability) == pytest.approx(probability, abs=0.02)
+    assert mixing.correct(mixing.start(), run, probability) == pytest.approx(probability, abs=0.02)
 
 
 @pytest.mark.parametrize("truth", [0.1, 0.5, 0.9])
@@ -136,7 +136,7 @@ def test_the_correction_learns_what_a_probability_is_worth(truth):
     for right in source.random(2000) < truth:
         mixing.learn_correction(mixer, 1, 0.7, bool(right))
     assert mixing.correct(mixer, 1, 0.7) == pytest.approx(truth, abs=0.12)
-    # Other depths, and probabilities far from it, stay as they were.
+    # Other runs, and probabilities far from it, stay as they were.
     assert mixing.correct(mixer, 0, 0.7) == pytest.approx(0.7, abs=0.01)
     assert mixing.correct(mixer, 1, 0.05) == pytest.approx(0.05, abs=0.01)
 
