@@ -83,7 +83,9 @@ class Pacer:
     FIRST_PLAIN = 3
     """Steps without a draft that come first, for T of a plain step to be known."""
     GAIN_MEMORY = 0.995
-    _LONG_AGO = 2**31
+    ODD = 1.25
+    """A trial that takes so many times what is expected, or as small a part, is soon repeated."""
+    SOON = 8
 
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
@@ -228,12 +230,17 @@ class Pacer:
                 return
             self._turn_to(sequences)
             ratio = self.step_time.record(sequences, drafted, seconds)
-            if self._exploring and ratio < 2 / 3:
-                # Better than was thought: look again at once.
-                if self._verifying:
-                    self._since_verified = self._LONG_AGO
-                else:
-                    self._since_plain = self._LONG_AGO
+            if self._exploring and not 1 / self.ODD < ratio < self.ODD:
+                self._try_again(ratio < 2 / 3)
+
+    def _try_again(self, at_once: bool) -> None:
+        """Repeat a trial that did not go as expected: soon, and at once if it went much better."""
+        wait = 0 if at_once else self.SOON
+        if self._verifying:
+            # A plain step is measured first, to set it against.
+            self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)
+        else:
+            self._since_plain = max(self._since_plain, int(self._plain_every()) + 1 - wait)
 
     def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
         """Take in how chains did that were verified.

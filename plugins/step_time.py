@@ -49,6 +49,8 @@ class StepTime:
     """By this the weight of what was measured falls with every step that the shape learns from."""
     SURPRISE, FIRST_SURPRISE = 1.4, 3.0
     """At most so many times what is expected, or as small a part of it, a step is taken to take."""
+    KEPT = 0.25
+    """What is left of the weight of all that was measured when T has changed."""
     SPEED_RATE = 0.2
     LATELY = 5
     """Steps that tell the machine's speed of just now."""
@@ -111,15 +113,15 @@ class StepTime:
         """The factor by which this step may differ from what is expected.
 
         One that surprises is held to be a stray; where the last of its kind did so too, and the other kind, seen in
-        between, did not, T has changed: then what was learnt before counts half.
+        between, did not, T has changed: then what was learnt before counts little.
         """
         surprise = int(ratio > self.SURPRISE) - int(ratio < 1 / self.SURPRISE)
         changed = surprise != 0 and surprise == self._surprises[drafted] and self._calm[drafted]
         self._surprises[drafted], self._calm[drafted] = surprise, False
         self._calm[not drafted] = surprise != self._surprises[not drafted]
         if changed:
-            self._squares *= 0.5
-            self._products *= 0.5
+            self._squares *= self.KEPT
+            self._products *= self.KEPT
         few = (self.draft_steps if drafted else self.plain_steps) < self.FIRST
         return self.FIRST_SURPRISE if few or changed else self.SURPRISE
 

@@ -170,8 +170,8 @@ def test_a_tree_is_timed_but_not_judged(text: list[int]) -> None:
 def test_fusion_is_paced_by_default(text: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     record = Pacer.record
-    monkeypatch.setattr(Pacer, "record", lambda *args: (told.append(args), record(*args)))
     ours = Speculative("fusion", memory="4MiB")
+    monkeypatch.setattr(Pacer, "record", lambda *args: (told.append(args), record(*args)))
     assert generate(ours) == text
     report = ours.pacing
     assert report is not None

@@ -307,7 +307,7 @@ def test_the_line_of_pacing_tells_what_was_decided_and_why() -> None:
     pacer = seen(Pacer())
     assert describe_pacing(pacer.report()) == (
         f"freedraft: Pacing: Gain: {pacer.gain:.2f}, Verified: 40.0% of what was drafted, in 4 of 5 steps "
-        "(0 steps explored), T(1): 10.0 ms, T(2): 11.0 ms, T(3): 12.0 ms, T(5): 14.0 ms, T(8): 17.0 ms, "
+        "(0 steps explored), T(1): 10.0 ms, T(3): 12.0 ms, T(5): 14.0 ms, T(6): 15.0 ms, T(8): 17.0 ms, "
         "Predicted/right: 0.90/1.00"
     )
     assert describe_pacing(Pacer().report()).endswith("T: not measured, Predicted/right: none judged")
