@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +16,7 @@ from freedraft.integrations.demo.command import demo
 from freedraft.integrations.replay.command import replay_command
 from freedraft.integrations.replay.measuring import measure_cost
 from freedraft.retrieval.cli import index_app
-from freedraft.retrieval.errors import FreedraftError
+from freedraft.retrieval.errors import ConfigError, FreedraftError
 
 app = typer.Typer(
     name="freedraft",
@@ -66,11 +66,26 @@ def drafters(
 ) -> None:
     """List the installed drafters, ours and others', with their settings."""
     # Not at the top, so that other commands need not load what drafters need.
-    from freedraft.integrations.describe import describe
+    from freedraft.integrations.describe import describe_drafter
     from freedraft.plugins.registry import drafter_names
 
-    names = [name] if name else drafter_names()
-    described = {one: describe(one) for one in names}
+    _show({one: describe_drafter(one) for one in ([name] if name else drafter_names())}, as_json)
+
+
+@app.command()
+def sections(
+    name: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """List the sections of a configuration that belong to no drafter, with their settings."""
+    from freedraft.integrations.describe import SECTIONS, describe_section
+
+    if name is not None and name not in SECTIONS:
+        raise ConfigError(f"no section {name}; expected one of {', '.join(SECTIONS)}")
+    _show({one: describe_section(one) for one in ([name] if name else SECTIONS)}, as_json)
+
+
+def _show(described: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(described, indent=1))
         return

@@ -1,4 +1,4 @@
-"""A drafter described for people: what it is, and its settings."""
+"""Drafters and sections of the configuration described for people: what they are, and their settings."""
 
 from __future__ import annotations
 
@@ -6,21 +6,46 @@ from typing import Any
 
 from pydantic import ByteSize
 
+from freedraft.integrations.hf.settings import GenerateSettings
+from freedraft.integrations.vllm.gpu.settings import GpuSettings
+from freedraft.integrations.vllm.settings import VllmSettings
+from freedraft.plugins.config import Settings
+from freedraft.plugins.pacing import PacingSettings
 from freedraft.plugins.registry import drafter_class
 
+SECTIONS: dict[str, type[Settings]] = {
+    "generate": GenerateSettings,
+    "gpu": GpuSettings,
+    "pacing": PacingSettings,
+    "vllm": VllmSettings,
+}
 
-def describe(name: str) -> dict[str, Any]:
-    """The first line of its docstring, and type, default and description of each setting."""
+
+def describe_drafter(name: str) -> dict[str, Any]:
+    """The first line of a drafter's docstring, and its settings."""
     loaded = drafter_class(name)
-    settings = {
+    return {"summary": _first_line(loaded), "settings": _settings(loaded.Settings)}
+
+
+def describe_section(name: str) -> dict[str, Any]:
+    """The first line of a section's docstring, and its settings."""
+    return {"summary": _first_line(SECTIONS[name]), "settings": _settings(SECTIONS[name])}
+
+
+def _first_line(described: Any) -> str:
+    return (described.__doc__ or "").strip().split("\n")[0]
+
+
+def _settings(model: type[Settings]) -> dict[str, Any]:
+    """Type, default and description of each setting."""
+    return {
         key: {
             "type": _type_name(field.annotation),
             "default": "required" if field.is_required() else _readable(field.get_default(call_default_factory=True)),
             "description": field.description or "",
         }
-        for key, field in loaded.Settings.model_fields.items()
+        for key, field in model.model_fields.items()
     }
-    return {"summary": (loaded.__doc__ or "").strip().split("\n")[0], "settings": settings}
 
 
 def _readable(default: Any) -> Any:

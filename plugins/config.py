@@ -1,7 +1,8 @@
 """Configuration: from a dict, a JSON string or a YAML file to a validated drafter's settings.
 
 The same mapping everywhere, flat: `drafter` names the drafter, the reserved sections `generate` and `vllm` hold
-what belongs to a runtime, `pacing` how much of a draft is verified, and every other key is a setting of the drafter:
+what belongs to a runtime, `gpu` what drafts on a GPU, `pacing` how much of a draft is verified, and every other key is
+a setting of the drafter:
 
     drafter: suffix_automaton
     max_tokens: 12
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from freedraft.retrieval.errors import ConfigError
 
 DEFAULT_DRAFTER = "fusion"
-SECTIONS = ("generate", "pacing", "vllm")
+SECTIONS = ("generate", "gpu", "pacing", "vllm")
 SWITCHES = {"on": True, "off": False, True: True, False: False}
 ENVIRONMENT_VARIABLE = "FREEDRAFT_CONFIG"
 
@@ -64,7 +65,7 @@ class Config:
     Attributes:
         drafter: the drafter's registered name.
         settings: the drafter's own settings, not yet validated: its model does that in `registry.make_drafter`.
-        sections: the sections by name (`generate`, `pacing`, `vllm`), likewise; empty where none was given.
+        sections: the sections by name, of `SECTIONS`, likewise; empty where none was given.
     """
 
     drafter: str = DEFAULT_DRAFTER

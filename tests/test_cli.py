@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from freedraft.integrations import cli
+from freedraft.plugins.config import SECTIONS
 from freedraft.plugins.registry import drafter_names
+from freedraft.retrieval.errors import ConfigError
 
 
 def run(*arguments):
@@ -42,6 +44,23 @@ def test_drafters_prints_a_table():
     output = run("drafters", "prompt_lookup").output
     assert "max_match" in output
     assert "suffix_automaton" not in output
+
+
+def test_sections_lists_every_one_with_its_settings():
+    listed = json.loads(run("sections", "--json").output)
+    assert tuple(listed) == SECTIONS
+    assert listed["pacing"]["settings"]["explore"]["default"] == 100
+    for section in listed.values():
+        assert section["summary"].startswith("Settings of ")
+        assert all(values["description"] for values in section["settings"].values())
+
+
+def test_sections_prints_a_table_of_one():
+    output = run("sections", "vllm").output
+    assert "log_interval" in output
+    assert "explore" not in output
+    with pytest.raises(ConfigError, match="no section generat; expected one of generate, gpu, pacing, vllm"):
+        run("sections", "generat")
 
 
 def test_an_error_is_one_line_and_status_1(monkeypatch, capsys):

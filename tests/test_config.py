@@ -32,7 +32,7 @@ class TestParse:
         parsed = parse_config(VALUES)
         assert parsed.drafter == "prompt_lookup"
         assert parsed.settings == {"max_match": 7, "memory": "64MiB"}
-        assert parsed.sections == {"generate": {}, "pacing": {}, "vllm": {"log_interval": 3}}
+        assert parsed.sections == {"generate": {}, "gpu": {}, "pacing": {}, "vllm": {"log_interval": 3}}
         for source in (json.dumps(VALUES), path, str(path), {"config": str(path)}, parsed):
             assert parse_config(source) == parsed
 

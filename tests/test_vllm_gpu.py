@@ -392,7 +392,7 @@ else:
         assert asked == [77, 3]
 
     def test_simulated_settings_reach_the_kernels(vllm_classes, states):
-        section = {"shortest_match": 2, "longest_match": 3, "least_probability": 0.5}
+        section = {"min_match": 2, "max_match": 3, "min_probability": 0.5}
         speculator = vllm_classes.make({"freedraft": {"gpu": section}}, states)
         runner = RunnerStandIn(vllm_classes, states, speculator)
         runner.add("a", [1, 2, 3, 1])
@@ -437,8 +437,8 @@ else:
         ("given", "message"),
         [
             ({"gpu": {"longest": 3}}, "gpu: longest: unknown setting"),
-            ({"gpu": {"longest_match": 0}}, "gpu: longest_match: "),
-            ({"gpu": {"shortest_match": 9, "longest_match": 3}}, "shortest_match 9 must be at most longest_match 3"),
+            ({"gpu": {"max_match": 0}}, "gpu: max_match: "),
+            ({"gpu": {"min_match": 9, "max_match": 3}}, r"min_match must not exceed max_match \(3\)"),
             ({"gpu": 3}, "gpu: expected a mapping"),
             (3, "freedraft: expected a mapping"),
         ],

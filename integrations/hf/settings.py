@@ -10,20 +10,28 @@ from freedraft.plugins.config import Settings
 
 
 class GenerateSettings(Settings):
-    """Settings of the decoding loop.
+    """Settings of the decoding loop."""
 
-    Attributes:
-        max_draft: no draft has more tokens, whatever the drafter proposes; 0 drafts nothing.
-        acceptance: the acceptance rule. `exact` is lossless. `typical` is lossy: with sampling it also accepts draft
-            tokens that the target merely finds plausible (Medusa, Cai et al. 2024, section 3.3.1).
-        epsilon: for `typical`, the probability above which a draft token is always accepted; lower accepts more.
-        delta: for `typical`, how far that is lowered where the target is undecided; lower accepts more.
-    """
-
-    max_draft: int = Field(default=64, ge=0, le=4096)
-    acceptance: Literal["exact", "typical"] = "exact"
-    epsilon: float = Field(default=0.09, gt=0, le=1)
-    delta: float = Field(default=0.3, gt=0, le=1)
+    max_draft: int = Field(
+        64, ge=0, le=4096, description="No draft has more tokens, whatever the drafter proposes; 0 drafts nothing."
+    )
+    acceptance: Literal["exact", "typical"] = Field(
+        "exact",
+        description="The acceptance rule. `exact` is lossless. `typical` is lossy: with sampling it also accepts draft "
+        "tokens that the target merely finds plausible (Medusa, Cai et al. 2024, section 3.3.1).",
+    )
+    epsilon: float = Field(
+        0.09,
+        gt=0,
+        le=1,
+        description="For `typical`: the probability above which a draft token is always accepted; lower accepts more.",
+    )
+    delta: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="For `typical`: how far that is lowered where the target is undecided; lower accepts more.",
+    )
 
     @field_validator("epsilon", "delta")
     @classmethod

@@ -64,7 +64,7 @@ class ScanSpeculator(BaseSpeculator):
         self._corpus: DeviceCorpus | None = None
         if segments := open_segments(settings.index, settings.tokenizer):
             vocabulary = int(vllm_config.model_config.get_vocab_size())
-            self._corpus = DeviceCorpus(segments, slots, slots, settings.index_match, vocabulary)
+            self._corpus = DeviceCorpus(segments, slots, slots, settings.index_min_match, vocabulary)
         self._streams = Streams(device)
         self._rows = torch.zeros(slots, dtype=torch.int64, device=device)
         self._active = torch.zeros(slots, dtype=torch.int32, device=device)
