@@ -18,7 +18,7 @@ from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 NOT_STARTED = -1
 ROOT = -1
 NOT_DRAFTED = -2
-BIAS_RATE = 0.1
+BIAS_RATE = 0.05
 LEAST = 1e-4
 """Of a probability, and from 1, before its bias."""
 

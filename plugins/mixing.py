@@ -72,11 +72,11 @@ MAP_RATE = 0.02
 MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 
 # The last stage: a rate at each log-odds, interpolated, by how many tokens were foreseen in a row right before.
-RUNS = np.array([0, 1, 3, 7], np.int64)  # upper ends; one more bucket above
+RUNS = np.array([0, 2, 7], np.int64)  # upper ends; one more bucket above
 RUN_BUCKETS = len(RUNS) + 1
 ODDS_STEPS = 33
 ODDS_END = 8.0
-CORRECTION_RATE = 0.04
+CORRECTION_RATE = 0.02
 CORRECTED_LIMIT = 1e6
 CORRECTION_PRIOR = 5.0  # observations that the start of the last stage counts for
 

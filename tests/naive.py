@@ -205,7 +205,7 @@ def index_likeliest(documents: Sequence[Sequence[int]], context: Sequence[int], 
     return token, found[token]
 
 
-MIX_RUNS = (0, 1, 3, 7)
+MIX_RUNS = (0, 2, 7)
 MIX_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 40)
 MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
@@ -366,8 +366,8 @@ class Mixing:
         self.observed: dict[tuple[int, ...], int] = {}
         self.weights: dict[tuple[int, ...], float] = {}
         grid = [-8 + 0.5 * i for i in range(33)]
-        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(5)]
-        self.corrected = [[0.0] * len(grid) for _ in range(5)]
+        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(4)]
+        self.corrected = [[0.0] * len(grid) for _ in range(4)]
         self.maps: dict[tuple[int, int], list[float]] = {}
         self.mapped: dict[tuple[int, int], list[float]] = {}
 
@@ -456,7 +456,7 @@ class Mixing:
         seen = self.corrected[_bucket(MIX_RUNS, run)]
         for step, part in ((low, 1 - share), (low + 1, share)):
             seen[step] = float32(min(seen[step] + part, 1e6))
-            rate = max(0.04, 1 / (seen[step] + 5))
+            rate = max(0.02, 1 / (seen[step] + 5))
             line[step] = float32(line[step] + rate * part * (right - line[step]))
 
     def _set(self, evidence: list[Evidence]) -> int:
@@ -542,7 +542,7 @@ class Fusing:
             best = max(candidates, key=lambda candidate: candidate.mixed)
             kind = _kind(evidence, best.token)
             right = best.token == token
-            self.bias[kind] = self.bias.get(kind, 0.0) + 0.1 * (right - self._trusted(kind, best.mixed))
+            self.bias[kind] = self.bias.get(kind, 0.0) + 0.05 * (right - self._trusted(kind, best.mixed))
             self.run = self.run + 1 if right else 0
 
     def _trusted(self, kind: int, mixed: float) -> float:

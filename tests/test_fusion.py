@@ -407,19 +407,20 @@ class TestSavedPredictor:
 
 
 def test_probabilities_are_calibrated_on_text_of_known_chances():
-    """A source that goes one way three times of four: the probability settles there, and holds what it says."""
-    source = np.random.default_rng(3)
-    made = fusion(max_tokens=4)
-    slots = made.open(*ragged([[1]]))
+    """Sources that go one way three times of four: the probability settles there, and holds what it says."""
     judged = np.zeros((10, 3))
-    for step in range(6000):
-        drafts = made.draft(slots, budgets(1, 1))
-        kind = step % 2
-        token = int(10 + kind if source.random() < (0.75, 0.4)[kind] else source.integers(100, 10**6))
-        if step > 1000 and len(drafts.tokens):
-            p = float(drafts.probability[0])
-            judged[min(int(10 * p), 9)] += (1, drafts.tokens[0] == token, p)
-        made.extend(slots, *ragged([[token]]))
+    for seed in range(4):
+        source = np.random.default_rng(seed)
+        made = fusion(max_tokens=4)
+        slots = made.open(*ragged([[1]]))
+        for step in range(6000):
+            drafts = made.draft(slots, budgets(1, 1))
+            kind = step % 2
+            token = int(10 + kind if source.random() < (0.75, 0.4)[kind] else source.integers(100, 10**6))
+            if step > 1000 and len(drafts.tokens):
+                p = float(drafts.probability[0])
+                judged[min(int(10 * p), 9)] += (1, drafts.tokens[0] == token, p)
+            made.extend(slots, *ragged([[token]]))
     checked = judged[judged[:, 0] >= 500]
     assert len(checked)
     assert np.abs((checked[:, 1] - checked[:, 2]) / checked[:, 0]).max() < 0.05
