@@ -179,8 +179,8 @@ def extend_batch(
                     words, states, edges, sequences, corpora, damaged, table, owner, wide, proposals, mixer,
                     texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
+                foreseen(judged, slot, evidence, rows, candidates, found, token)
                 if found > 0:
-                    foreseen(judged, slot, evidence, rows, candidates, found, token)
                     learn(evidence, rows, mixer, candidates, found, last, token)
             learning = own[HEAD_LEARNING] != 0
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):

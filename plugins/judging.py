@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from freedraft.plugins.evidence import KIND, KINDS, LIKELIEST, OWN
+from freedraft.plugins.evidence import KIND, KINDS, LIKELIEST, RANKED
 from freedraft.plugins.mixing import Candidates, Mixer, learn_correction, likeliest, squash, stretch
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
@@ -20,7 +20,7 @@ ROOT = -1
 NOT_DRAFTED = -2
 BIAS_RATE = 0.05
 LEAST = 1e-4
-"""Of a probability, and from 1, before its bias."""
+"""A probability is held to be no nearer to 0 or 1 than this before its bias is added."""
 
 
 class Judged(NamedTuple):
@@ -66,11 +66,11 @@ def nothing_judged(longest: int) -> Judged:
 
 @kernel
 def kind_of(evidence: Int64, rows: int, token: int) -> int:
-    """The kind of text that is first to hold a token the likeliest."""
+    """The kind of text that is first to hold a token the likeliest; a candidate that none does is of the rankings."""
     for i in range(rows):
         if evidence[i, LIKELIEST] == token:
             return int(evidence[i, KIND])
-    return OWN
+    return RANKED
 
 
 @kernel
@@ -91,7 +91,10 @@ def trusted(judged: Judged, slot: int, kind: int, mixed: float) -> float:
 def foreseen(
     judged: Judged, slot: int, evidence: Int64, rows: int, candidates: Candidates, found: int, token: int
 ) -> None:
-    """Take in whether the likeliest candidate was the token that was committed."""
+    """Take in whether the likeliest candidate, if there is any, was the token that was committed."""
+    if found == 0:
+        judged.run[slot] = 0
+        return
     best = likeliest(candidates, found)
     right = candidates.tokens[best] == token
     kind = kind_of(evidence, rows, candidates.tokens[best])

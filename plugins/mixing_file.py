@@ -56,7 +56,9 @@ def read_mixer(path: Path) -> Mixer:
     for name, array in loaded.items():
         like = getattr(expected, name)
         if array.shape != like.shape or array.dtype != like.dtype or not np.isfinite(array).all():
-            raise InputError(f"{path}: {name}: expected finite {like.dtype} {like.shape}, got {array.dtype}")
+            raise InputError(
+                f"{path}: {name}: expected finite {like.dtype} {like.shape}, got {array.dtype} {array.shape}"
+            )
     rates = np.ascontiguousarray(np.clip(loaded["rates"], LOWEST, 1 - LOWEST))
     return Mixer(
         rates,

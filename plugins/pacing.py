@@ -86,6 +86,9 @@ class Pacer:
     ODD = 1.25
     """A trial that takes so many times what is expected, or as small a part, is soon repeated."""
     SOON = 8
+    """Steps until then."""
+    AT_ONCE = 3
+    """Odd trials in a row that may be repeated at once."""
 
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
@@ -98,7 +101,7 @@ class Pacer:
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = False
-        self._tried = 0
+        self._tried = self._odd = 0
         self._tokens = self._time = 1.0
         self._left_out = 0.0
         self._lock = threading.Lock()
@@ -230,12 +233,19 @@ class Pacer:
                 return
             self._turn_to(sequences)
             ratio = self.step_time.record(sequences, drafted, seconds)
-            if self._exploring and not 1 / self.ODD < ratio < self.ODD:
-                self._try_again(ratio < 2 / 3)
+            if self._exploring:
+                if 1 / self.ODD < ratio < self.ODD:
+                    self._odd = 0
+                else:
+                    self._try_again(ratio < 2 / 3)
 
     def _try_again(self, at_once: bool) -> None:
-        """Repeat a trial that did not go as expected: soon, and at once if it went much better."""
-        wait = 0 if at_once else self.SOON
+        """Repeat a trial that did not go as expected: soon, and at once if it went much better.
+
+        Each further one in a row that is odd, too, waits twice as long: T may be of a form that is never learnt well.
+        """
+        wait = 0 if at_once and self._odd < self.AT_ONCE else self.SOON * 2**self._odd
+        self._odd += 1
         if self._verifying:
             # A plain step is measured first, to set it against.
             self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)
@@ -262,7 +272,7 @@ class Pacer:
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
-        `step_ms` is T(n) in milliseconds, for the batch size of now, `gain` the tokens a second that are expected, as a
+        `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now, `gain` the tokens a second that are expected, as a
         multiple of plain decoding's, `calibration` the predicted and the observed share of right tokens, given that all
         before them were right, by tenths of the prediction.
         """

@@ -13,8 +13,9 @@ from freedraft.retrieval.ragged import Float64, Int64
 _GRID = [*range(1, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16), 192, 256, 384, 512, 768]
 GRID: Int64 = np.array([*_GRID, 1024, 1536, 2048, 4096, 8192, 16384], np.int64)
 BENDS: Int64 = np.array([0, 3, 7, 15, 31], np.int64)
-"""Where T may bend: draft tokens, as multiples of the batch size."""
+"""Where T may bend: draft tokens, as multiples of S0."""
 FAR = 2**20
+"""Draft tokens, more than any step has: up to there the last line goes on."""
 SWEEPS = 30
 """Of the solver, each step: from the last solution it is not far."""
 FEATURES = 3 + len(BENDS)
@@ -33,12 +34,12 @@ class StepTime:
 
     They are the weighted least squares solution (non-negative, by coordinate descent; errors relative) of all steps,
     whose weights fade, and a weak prior. A step that takes much longer or shorter than expected counts at most by a
-    part of that. The speed learns from every step; the shape only from the first steps of a kind in a row, set against
+    part of that. The speed learns from every step; the shape only from the first steps of a size in a row, set against
     the latest few: one more that is slower than those before it tells of the machine.
 
     Attributes:
         told: it was not measured, and never is.
-        sequences: the smallest batch that it is for, S0; the largest has twice as many.
+        sequences: the smallest batch that it is for, S0; larger ones have less than twice as many.
         speed: seconds of a step of S0 sequences without a draft; 0 before the first sample.
         plain_steps, draft_steps: steps seen, without and with a draft.
     """
@@ -55,7 +56,7 @@ class StepTime:
     LATELY = 5
     """Steps that tell the machine's speed of just now."""
     TELLING = 2
-    """Steps of one kind in a row of which the shape learns."""
+    """Steps of one size in a row of which the shape learns."""
 
     told = False
 
@@ -75,18 +76,18 @@ class StepTime:
         self._lately: list[float] = []
         self._last = (0, 0)
         self._run = 0
-        self._most = (0, 0)
+        self._most_drafted = 0
         # By kind, without and with a draft: how the last one surprised, and whether the other kind, since, did not.
         self._surprises = [0, 0]
         self._calm = [False, False]
 
     def record(self, sequences: int, drafted: int, seconds: float) -> float:
-        """Take in one step of `seconds` from end to end. Nonsense is left out.
+        """Take in one step of `seconds` from end to end. Nonsense and smaller batches are left out.
 
         Returns:
             How long the step took, as a multiple of what was expected.
         """
-        if sequences < 1 or drafted < 0 or not 0 < seconds < float("inf"):
+        if sequences < self.sequences or drafted < 0 or not 0 < seconds < float("inf"):
             return 1.0
         features = features_of(sequences, drafted, self.sequences)
         expected = float(features @ self._parameters)
@@ -103,7 +104,7 @@ class StepTime:
             self.draft_steps += 1
         else:
             self.plain_steps += 1
-        self._most = (max(self._most[0], sequences), max(self._most[1], drafted))
+        self._most_drafted = max(self._most_drafted, drafted)
         now = seconds / float(features @ self._parameters)
         self.speed *= 1.0 + self.SPEED_RATE * (min(max(now / self.speed, 0.5), 2.0) - 1.0)
         self._lately = [*self._lately[1 - self.LATELY :], now]
@@ -138,6 +139,7 @@ class StepTime:
             self._parameters,
         )
         self.speed *= first
+        self._first = [one * first for one in self._first]
         self._lately = [one * first for one in self._lately]
 
     @classmethod
@@ -165,10 +167,10 @@ class StepTime:
         return float(least_slope(grid, shape, sequences, sequences + more)) / plain
 
     def table(self) -> dict[int, float]:
-        """T in seconds by tokens in the forward pass: without a draft, and for the drafts that were measured."""
+        """T in seconds by tokens in the forward pass, as far as drafts went, for the batch size of the latest step."""
         if not self.plain_steps + self.draft_steps:
             return {}
-        sequences, most = self._most
+        sequences, most = self._last[0], self._most_drafted
         plain, _, _ = self.knots(sequences)
         drafted = [d for d in GRID.tolist() if d < most] + [most] * (most > 0)
         return {sequences: self.speed * plain} | {
@@ -190,6 +192,9 @@ class _Known(StepTime):
 
     def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
         return interpolate(GRID, self._shape, sequences), GRID, self._shape
+
+    def table(self) -> dict[int, float]:
+        return {int(n): self.speed * float(shape) for n, shape in zip(GRID, self._shape, strict=True)}
 
 
 def median(values: Sequence[float]) -> float:

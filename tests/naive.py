@@ -538,7 +538,9 @@ class Fusing:
     def _foresee(self, token: int) -> None:
         evidence = self.evidence()
         candidates = self.mixing.predict(evidence, [-1, *self.text][-1])
-        if candidates:
+        if not candidates:
+            self.run = 0
+        else:
             best = max(candidates, key=lambda candidate: candidate.mixed)
             kind = _kind(evidence, best.token)
             right = best.token == token

@@ -199,6 +199,19 @@ def test_a_reused_slot_remembers_nothing():
     assert made.automata.memory_used == 0
 
 
+def test_nothing_is_held_against_a_new_reply():
+    made = fusion(scope="off")
+    slots = made.open(*ragged([[1, 2, 3, 1, 2]]))
+    for _ in range(2):
+        made.draft(slots, budgets(1))
+        made.extend(slots, *ragged([[3, 1, 2, 3, 9]]))
+        assert made._judged.bias[slots].any()
+        made.end_reply(slots)
+        made.draft(slots, budgets(1))
+        assert not made._judged.bias[slots].any()
+        assert not made._judged.run[slots].any()
+
+
 class TestScope:
     def test_engine_drafts_from_earlier_replies(self):
         made = fusion()

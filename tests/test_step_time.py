@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedraft.plugins.step_time import BENDS, GRID, StepTime, features_of, interpolate, solve
+from freedraft.plugins.step_time import BENDS, GRID, StepTime, features_of, interpolate, knots_of, solve
 
 DRAFTED = (0, 0, 0, 1, 2, 2, 3, 3, 4, 5, 8, 12)
 
@@ -28,14 +28,14 @@ def busy(source, loads=(1.0, 1.5, 2.5), every=40):
 
 class TestStepTime:
     @given(
-        st.lists(st.tuples(st.integers(1, 64), st.integers(0, 9000), st.floats(1e-6, 1e3)), max_size=40),
+        st.lists(st.tuples(st.integers(0, 63), st.integers(0, 9000), st.floats(1e-6, 1e3)), max_size=40),
         st.sampled_from([1, 2, 8, 64]),
     )
     @settings(max_examples=100)
     def test_never_falls_and_is_convex(self, steps, least):
         time = StepTime(0.03, least)
-        for sequences, drafted, seconds in steps:
-            time.record(sequences, drafted, seconds)
+        for more, drafted, seconds in steps:
+            time.record(least + more % least, drafted, seconds)
         plain, grid, shape = time.knots(least)
         assert plain == pytest.approx(1)
         assert np.isfinite(shape).all()
@@ -138,6 +138,24 @@ class TestStepTime:
         assert time.plain_steps == time.draft_steps == time.speed == 0
         assert time.table() == {}
 
+    def test_a_batch_that_is_too_small_is_left_out(self):
+        time = StepTime(0.03, 8)
+        assert time.record(7, 0, 1.0) == 1.0
+        assert time.plain_steps == 0
+
+    @given(st.lists(st.floats(0, 5), min_size=7, max_size=7), st.integers(0, 7), st.integers(0, 200))
+    def test_a_step_is_foreseen_as_it_is_learnt(self, others, more, drafted):
+        parameters = np.array([1.0, *others])
+        plain, grid, shape = knots_of(parameters, 8, 8 + more)
+        foreseen = interpolate(grid, shape, 8 + more + drafted) if drafted else plain
+        assert foreseen == pytest.approx(features_of(8 + more, drafted, 8) @ parameters)
+
+    def test_the_table_is_of_the_latest_batch_size(self):
+        time = StepTime(0.03, 8)
+        for sequences, drafted in ((15, 0), (8, 3), (8, 0)) * 9:
+            time.record(sequences, drafted, 0.01)
+        assert sorted(time.table()) == [8, 9, 10, 11]
+
     def test_before_anything_was_measured_a_token_costs_what_the_prior_says(self):
         assert StepTime(0.03).cost(1, 10) == pytest.approx(1.3)
         # T(n) = 1 + 0.03 (n - 1) once more, from 16 tokens on.
@@ -173,6 +191,8 @@ class TestKnown:
         assert time.least_slope(128, 512) == pytest.approx(1 / 128)
         time.record(1, 5, 100.0)
         assert time.cost(1, 63) == 1
+        assert time.table()[1] == time.table()[64] == 2
+        assert time.table()[128] == pytest.approx(4)
 
     def test_interpolation_and_what_lies_beyond(self):
         shape = 1.0 + 0.01 * (GRID - 1)

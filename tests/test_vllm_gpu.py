@@ -449,6 +449,10 @@ else:
         with pytest.raises(ConfigError, match=message):
             vllm_classes.make({"freedraft": given}, states)
 
+    def test_simulated_an_empty_file_gives_the_defaults(vllm_classes, states, tmp_path):
+        (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+        vllm_classes.make({"freedraft": {"config": str(tmp_path / "empty.yaml")}}, states)
+
     def test_simulated_settings_of_other_drafters_are_said_not_to_apply(vllm_classes, states, caplog):
         with caplog.at_level(logging.WARNING, "freedraft"):
             vllm_classes.make({"freedraft": {"drafter": "fusion", "max_tokens": 4}}, states)

@@ -50,7 +50,7 @@ def gpu_settings(given: Any) -> GpuSettings:
     """
     if not isinstance(given, dict):
         raise ConfigError(f"additional_config: freedraft: expected a mapping of settings, got {given!r}")
-    settings = validate_settings(GpuSettings, parse_config(given).sections["gpu"], "gpu")
+    settings = validate_settings(GpuSettings, parse_config(given).sections.get("gpu", {}), "gpu")
     others = sorted({*given} - {"gpu", "config"})
     if others:
         logger.warning("freedraft: ngram_gpu drafts on the GPU; %s do not apply there", ", ".join(others))
