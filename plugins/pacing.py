@@ -272,9 +272,9 @@ class Pacer:
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
-        `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now, `gain` the tokens a second that are expected, as a
-        multiple of plain decoding's, `calibration` the predicted and the observed share of right tokens, given that all
-        before them were right, by tenths of the prediction.
+        `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now, `gain` the tokens a second that
+        are expected, as a multiple of plain decoding's, `calibration` the predicted and the observed share of right
+        tokens, given that all before them were right, by tenths of the prediction.
         """
         with self._lock:
             rows = [
