@@ -559,8 +559,8 @@ def test_pacing_sees_all_rows() -> None:
     pacer = ours._pacer
     assert pacer is not None
     pacer.cut = lambda drafts, sequences, **_: told.append((drafts.rows, sequences)) or drafts  # type: ignore[assignment,func-returns-value]
-    recorded: list[int] = []
-    pacer.record = lambda tokens, seconds: recorded.append(tokens)  # type: ignore[assignment]
+    recorded: list[tuple[int, int]] = []
+    pacer.record = lambda sequences, drafted, seconds: recorded.append((sequences, drafted))  # type: ignore[assignment]
     passes: list[tuple[int, int]] = []
     handle = which.register_forward_pre_hook(
         lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -572,7 +572,7 @@ def test_pacing_sees_all_rows() -> None:
     assert told[0] == (4, 4)
     assert all(rows == sequences for rows, sequences in told)
     # Rows end at different places, and drafts differ in length: each row is padded to the longest.
-    assert recorded == [rows * width for rows, width in passes[1:]]
+    assert recorded == [(rows, rows * (width - 1)) for rows, width in passes[1:]]
     assert {rows for rows, _ in passes} > {4}
     assert len(ours.pacing["calibration"]) > 0  # type: ignore[index]
 
