@@ -89,6 +89,8 @@ class Pacer:
     """Steps until then."""
     AT_ONCE = 3
     """Odd trials in a row that may be repeated at once."""
+    MOST_ODD = 20
+    """So many at most are counted: by then they wait for millions of steps."""
 
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
@@ -245,7 +247,7 @@ class Pacer:
         Each further one in a row that is odd, too, waits twice as long: T may be of a form that is never learnt well.
         """
         wait = 0 if at_once and self._odd < self.AT_ONCE else self.SOON * 2**self._odd
-        self._odd += 1
+        self._odd = min(self._odd + 1, self.MOST_ODD)
         if self._verifying:
             # A plain step is measured first, to set it against.
             self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)

@@ -220,16 +220,16 @@ def features_of(sequences: int, drafted: int, least: int) -> Float64:
 @kernel
 def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, Int64, Float64]:
     """See `StepTime.knots`."""
-    plain = parameters[0] + parameters[1] * (sequences - least) / least
+    plain = (features_of(sequences, 0, least) * parameters).sum()
     count = len(BENDS)
     grid = np.empty(count + 1, np.int64)
     shape = np.empty(count + 1)
-    for i in range(count + 1):
+    # Behind the jump, from no token on.
+    grid[0], shape[0] = sequences, plain + parameters[2]
+    for i in range(1, count + 1):
         drafted = BENDS[i] * least if i < count else FAR
         grid[i] = sequences + drafted
-        shape[i] = plain + parameters[2]
-        for j in range(count):
-            shape[i] += parameters[3 + j] * max(drafted / least - BENDS[j], 0.0)
+        shape[i] = (features_of(sequences, drafted, least) * parameters).sum()
     return plain, grid, shape
 
 
