@@ -9,26 +9,18 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from freedraft.plugins.base import Drafts
+from freedraft.plugins.calibration import CHAINS, buckets, judge_nodes, nothing_judged
 from freedraft.plugins.config import Settings, validate_settings
-from freedraft.plugins.pacing_rule import (
-    best_prefix,
-    best_width,
-    keep_marked,
-    likeliest,
-    likeliest_of_each,
-    never_rising,
-)
+from freedraft.plugins.pacing_rule import best_part
 from freedraft.plugins.step_time import StepTime
-from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Float64, Int64
-
-CALIBRATION_BUCKETS = 10
+from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 
 
 class PacingSettings(Settings):
@@ -76,8 +68,7 @@ class Pacer:
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
         drafted, kept: tokens that came into `cut`, and that it left.
-        calibration: float64 `(CALIBRATION_BUCKETS, 3)`: tokens judged, of them right, and the sum of their
-            probabilities, by tenths of the probability that a token is right if its ancestors are.
+        calibration: how the tokens did that were verified; see the module of that name.
     """
 
     FIRST_PLAIN = 3
@@ -99,7 +90,7 @@ class Pacer:
         self._step_times = {(1).bit_length(): self.step_time}
         self.steps = self.verified = self.explored = 0
         self.drafted = self.kept = 0
-        self.calibration: Float64 = np.zeros((CALIBRATION_BUCKETS, 3))
+        self.calibration: Float64 = nothing_judged()
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = False
@@ -111,7 +102,8 @@ class Pacer:
     def cut(self, drafts: Drafts, sequences: int, filled: int = 0, *, padded: bool = False) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
 
-        Sequences without a draft count too: they are in the same forward pass. Chains and trees alike.
+        Sequences without a draft count too: they are in the same forward pass. Of trees, what is left may branch, or
+        be their likeliest chains, whichever is worth more.
 
         Args:
             drafts: what was drafted.
@@ -132,22 +124,10 @@ class Pacer:
             return drafts
         self.steps += 1
         self.drafted += total
-        probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
         sequences = max(sequences, 1)
         gain = max(self.gain, 1.0)
-        if self.settings.uniform:
-            kept = np.ones(total, np.bool_)
-            widest = sequences * int(np.diff(drafts.offsets).max()) if padded else total
-            verified = max(widest, filled)
-            surplus = float(probability.sum()) - gain * sequences * (self.step_time.cost(sequences, verified) - 1.0)
-        elif padded:
-            width, surplus = best_width(probability, drafts.offsets, sequences, *self.step_time.knots(sequences), gain)
-            verified = sequences * width
-            kept = likeliest_of_each(probability, drafts.offsets, width)
-        else:
-            verified, surplus = best_prefix(probability, sequences, *self.step_time.knots(sequences), gain)
-            kept = likeliest(probability, verified)
-        pays = bool(surplus > self.settings.margin * sequences)
+        part = best_part(drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None)
+        pays = bool(part.surplus > self.settings.margin * sequences)
         if self.step_time.plain_steps < self.FIRST_PLAIN:
             verify = False
         elif pays:
@@ -166,15 +146,13 @@ class Pacer:
         self.verified += 1
         self._tried += self._exploring
         self._left_out = 0.0
-        if not kept.all():
-            drafts = Drafts(
-                *keep_marked(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets, kept)
-            )
-            probability = drafts.probability
+        drafts = part.drafts
+        if not part.kept.all():
+            drafts = part.cut()
             # In padded passes a token may cost nothing, and says nothing of the price of others.
-            self._left_out = 0.0 if padded else float(probability.min())
-        self.kept += len(probability)
-        self._expect(1.0 + float(probability.sum()) / sequences, self.step_time.cost(sequences, verified))
+            self._left_out = 0.0 if padded else float(drafts.probability.min())
+        self.kept += len(drafts.tokens)
+        self._expect(1.0 + part.expected / sequences, part.cost)
         return drafts
 
     def _turn_to(self, sequences: int) -> None:
@@ -228,13 +206,17 @@ class Pacer:
             price = max(self.gain, 1.0) * sequences * least
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
-    def record(self, sequences: int, drafted: int, seconds: float) -> None:
-        """Take in one step: its sequences, the draft tokens that it verified, its time with drafting."""
+    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
+        """Take in one step: its sequences, the draft tokens that it verified, its time with drafting.
+
+        Args:
+            branched: a draft was more than a chain.
+        """
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
                 return
             self._turn_to(sequences)
-            ratio = self.step_time.record(sequences, drafted, seconds)
+            ratio = self.step_time.record(sequences, drafted, seconds, branched)
             if self._exploring:
                 if 1 / self.ODD < ratio < self.ODD:
                     self._odd = 0
@@ -254,16 +236,10 @@ class Pacer:
         else:
             self._since_plain = max(self._since_plain, int(self._plain_every()) + 1 - wait)
 
-    def judge(self, probability: Float32, offsets: Int64, accepted: Int64) -> None:
-        """Take in how chains did that were verified.
-
-        Args:
-            probability: float32 `(t,)`, cumulative along each chain, as in `Drafts`.
-            offsets: int64 `(n + 1,)`.
-            accepted: int64 `(n,)`, tokens of each chain that were accepted.
-        """
+    def judge(self, probability: Float32, offsets: Int64, last: Int64, parents: Int32 = CHAINS) -> None:
+        """Take in how drafts did that were verified; arguments as of `judge_nodes`."""
         with self._lock:
-            judge_chains(probability, offsets, accepted, self.calibration)
+            judge_nodes(probability, offsets, last, parents, self.calibration)
 
     @property
     def decisions(self) -> dict[str, int]:
@@ -279,11 +255,6 @@ class Pacer:
         tokens, given that all before them were right, by tenths of the prediction.
         """
         with self._lock:
-            rows = [
-                {"tokens": int(count), "predicted": round(total / count, 4), "observed": round(right / count, 4)}
-                for count, right, total in self.calibration.tolist()
-                if count
-            ]
             return {
                 "step_ms": {n: round(1e3 * seconds, 3) for n, seconds in self.step_time.table().items()},
                 "gain": round(self.gain, 4),
@@ -292,7 +263,7 @@ class Pacer:
                 "explored": self.explored,
                 "drafted": self.drafted,
                 "kept": self.kept,
-                "calibration": rows,
+                "calibration": buckets(self.calibration),
             }
 
 
@@ -322,28 +293,16 @@ def compile_kernels() -> None:
         np.zeros(2, np.uint8),
         np.array([0, 2]),
     )
+    tree = replace(drafts, parents=np.array([-1, -1], np.int32))
     pacer = Pacer()
-    pacer.step_time = StepTime.known(lambda n: 1.0 + 0.2 * (n - 1))
+    pacer.step_time = StepTime.known(lambda n: 1.0 + 0.01 * (n - 1))
     pacer.floor(1, 1)
     pacer.cut(drafts, 1, padded=True)
+    pacer.cut(tree, 1)
     cut = pacer.cut(drafts, 1)
-    pacer.judge(cut.probability, cut.offsets, np.array([1]))
+    pacer.judge(cut.probability, cut.offsets, np.array([0]), cut.parents)
     pacer = Pacer()
     pacer.record(1, 0, 1.0)
     pacer.record(1, 0, 1.0)
     pacer.floor(1, 1)
     pacer.cut(drafts, 1)
-
-
-@kernel
-def judge_chains(probability: Float32, offsets: Int64, accepted: Int64, calibration: Float64) -> None:
-    """Count the tokens whose ancestors were right in `calibration`; see `Pacer`."""
-    for row in range(len(offsets) - 1):
-        before = 1.0
-        for i in range(offsets[row], min(offsets[row + 1], offsets[row] + accepted[row] + 1)):
-            conditional = min(probability[i] / max(before, 1e-9), 1.0) if probability[i] > 0.0 else 0.0
-            before = min(probability[i], 1.0) if probability[i] > 0.0 else 0.0
-            at = min(int(conditional * len(calibration)), len(calibration) - 1)
-            calibration[at, 0] += 1.0
-            calibration[at, 1] += 1.0 if i - offsets[row] < accepted[row] else 0.0
-            calibration[at, 2] += conditional

@@ -18,7 +18,10 @@ FAR = 2**20
 """Draft tokens, more than any step has: up to there the last line goes on."""
 SWEEPS = 30
 """Of the solver, each step: from the last solution it is not far."""
-FEATURES = 3 + len(BENDS)
+FEATURES = 4 + len(BENDS)
+BRANCHED = FEATURES - 1
+BRANCHED_PRIOR = 0.02
+"""What a draft that branches is taken to cost, as a share of a step, until that is measured."""
 
 
 class StepTime:
@@ -26,11 +29,12 @@ class StepTime:
 
     T is a speed, which follows the growing context and the load of the machine, times a shape, which changes slowly:
 
-        1 + a x (S - S0) / S0 + b x [d > 0] + c[0] x d / S0 + c[1] x max(d / S0 - BENDS[1], 0) + ...
+        1 + a x (S - S0) / S0 + b x [d > 0] + c[0] x d / S0 + c[1] x max(d / S0 - BENDS[1], 0) + ... + e x [tree]
 
     for S sequences and d draft tokens, none of the parameters below 0. A step without drafts may run on other kernels,
-    hence b; behind it T is convex: memory bounds the first tokens, and arithmetic the later ones. So few parameters
-    learn from some tens of steps, each from all, and nothing seems free because of one lucky step.
+    hence b; behind it T is convex: memory bounds the first tokens, and arithmetic the later ones. A draft that branches
+    needs a mask, and its accepted path has to be gathered, hence e. So few parameters learn from some tens of steps,
+    each from all, and nothing seems free because of one lucky step.
 
     They are the weighted least squares solution (non-negative, by coordinate descent; errors relative) of all steps,
     whose weights fade, and a weak prior. A step that takes much longer or shorter than expected counts at most by a
@@ -66,37 +70,41 @@ class StepTime:
         self.plain_steps = self.draft_steps = 0
         slope = prior_slope * sequences / (1.0 + prior_slope * (sequences - 1))
         self._prior: Float64 = np.zeros(FEATURES)
-        self._prior[0], self._prior[1], self._prior[3] = 1.0, slope, slope
+        self._prior[0], self._prior[1], self._prior[3], self._prior[BRANCHED] = 1.0, slope, slope, BRANCHED_PRIOR
         # How much the prior weighs, by parameter, in samples.
-        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0])
+        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0, [0.5]])
         self._squares: Float64 = np.zeros((FEATURES, FEATURES))
         self._products: Float64 = np.zeros(FEATURES)
         self._parameters: Float64 = self._prior.copy()
         self._first: list[float] = []
         self._lately: list[float] = []
-        self._last = (0, 0)
+        self._last = (0, 0, False)
         self._run = 0
         self._most_drafted = 0
         # By kind, without and with a draft: how the last one surprised, and whether the other kind, since, did not.
         self._surprises = [0, 0]
         self._calm = [False, False]
 
-    def record(self, sequences: int, drafted: int, seconds: float) -> float:
+    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> float:
         """Take in one step of `seconds` from end to end. Nonsense and smaller batches are left out.
+
+        Args:
+            branched: a draft was more than a chain.
 
         Returns:
             How long the step took, as a multiple of what was expected.
         """
         if sequences < self.sequences or drafted < 0 or not 0 < seconds < float("inf"):
             return 1.0
-        features = features_of(sequences, drafted, self.sequences)
+        features = features_of(sequences, drafted, branched, self.sequences)
         expected = float(features @ self._parameters)
         if len(self._first) < self.FIRST:
             self._first.append(seconds / expected)
             self.speed = median(self._first)
         ratio = seconds / (expected * (median(self._lately) if self._lately else self.speed))
-        self._run = self._run + 1 if (sequences, drafted) == self._last else 1
-        self._last = (sequences, drafted)
+        kind = (sequences, drafted, branched)
+        self._run = self._run + 1 if kind == self._last else 1
+        self._last = kind
         if self._run <= self.TELLING:
             most = self._believed(drafted > 0, ratio)
             self._learn(features, expected, min(max(ratio, 1 / most), most))
@@ -161,6 +169,10 @@ class StepTime:
         plain, grid, shape = self.knots(sequences)
         return float(interpolate(grid, shape, sequences + drafted)) / plain if drafted else 1.0
 
+    def branching(self, sequences: int) -> float:
+        """What drafts that branch cost more than chains of as many tokens, as a share of T without a draft."""
+        return float(self._parameters[BRANCHED]) / self.knots(sequences)[0]
+
     def least_slope(self, sequences: int, more: int) -> float:
         """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens."""
         plain, grid, shape = self.knots(sequences)
@@ -186,8 +198,9 @@ class _Known(StepTime):
         self.speed = curve(1)
         self.plain_steps = 2**31
         self._shape: Float64 = np.maximum.accumulate([curve(int(n)) / self.speed for n in GRID])
+        self._parameters[BRANCHED] = 0.0
 
-    def record(self, sequences: int, drafted: int, seconds: float) -> float:
+    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> float:
         return 1.0
 
     def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
@@ -205,7 +218,7 @@ def median(values: Sequence[float]) -> float:
 
 
 @kernel
-def features_of(sequences: int, drafted: int, least: int) -> Float64:
+def features_of(sequences: int, drafted: int, branched: bool, least: int) -> Float64:
     """What the parameters of T are multiplied with; see `StepTime`, where `least` is S0."""
     features = np.zeros(FEATURES)
     features[0] = 1.0
@@ -214,13 +227,14 @@ def features_of(sequences: int, drafted: int, least: int) -> Float64:
         features[2] = 1.0
         for i in range(len(BENDS)):
             features[3 + i] = max(drafted / least - BENDS[i], 0.0)
+        features[BRANCHED] = 1.0 if branched else 0.0
     return features
 
 
 @kernel
 def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, Int64, Float64]:
     """See `StepTime.knots`."""
-    plain = (features_of(sequences, 0, least) * parameters).sum()
+    plain = (features_of(sequences, 0, False, least) * parameters).sum()
     count = len(BENDS)
     grid = np.empty(count + 1, np.int64)
     shape = np.empty(count + 1)
@@ -229,7 +243,7 @@ def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, In
     for i in range(1, count + 1):
         drafted = BENDS[i] * least if i < count else FAR
         grid[i] = sequences + drafted
-        shape[i] = (features_of(sequences, drafted, least) * parameters).sum()
+        shape[i] = (features_of(sequences, drafted, False, least) * parameters).sum()
     return plain, grid, shape
 
 

@@ -560,7 +560,7 @@ def test_pacing_sees_all_rows() -> None:
     assert pacer is not None
     pacer.cut = lambda drafts, sequences, **_: told.append((drafts.rows, sequences)) or drafts  # type: ignore[assignment,func-returns-value]
     recorded: list[tuple[int, int]] = []
-    pacer.record = lambda sequences, drafted, seconds: recorded.append((sequences, drafted))  # type: ignore[assignment]
+    pacer.record = lambda sequences, drafted, *_: recorded.append((sequences, drafted))  # type: ignore[assignment]
     passes: list[tuple[int, int]] = []
     handle = which.register_forward_pre_hook(
         lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True

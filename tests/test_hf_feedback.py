@@ -10,9 +10,10 @@ import tiny
 import torch
 
 from freedraft.integrations.hf import Speculative, target
-from freedraft.integrations.hf.draft import as_draft, likeliest_branches, shaped
+from freedraft.integrations.hf.draft import as_draft, shaped
 from freedraft.integrations.hf.feedback import of_all_nodes
 from freedraft.plugins.base import Drafts, Feedback
+from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.token_recycling import TokenRecycling, TokenRecyclingSettings
 from freedraft.retrieval.ragged import Int64
 
@@ -39,7 +40,7 @@ def test_a_whole_draft_is_told_as_it_is() -> None:
 
 
 def test_a_branch_of_a_tree() -> None:
-    cut = likeliest_branches(ASKED)
+    cut = likeliest_chains(ASKED)[0]
     told = of_all_nodes(feedback(10, 11, 12, 13), as_draft(cut, 1), ASKED, 1)
     assert told.offsets.tolist() == [0, 6]
     assert told.argmax is not None

@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 import drafters
-import numpy as np
 import pytest
 import tiny
 import torch
 
 from freedraft.integrations.hf import Speculative
 from freedraft.plugins.base import Drafts
+from freedraft.plugins.calibration import CHAINS
 from freedraft.plugins.pacing import Pacer
 from freedraft.plugins.step_time import StepTime
 
@@ -37,14 +37,14 @@ class Noting(Pacer):
         self.cuts.append(len(drafts.tokens))
         return drafters.chain(drafts.tokens[: self.keep].tolist())
 
-    def record(self, sequences: int, drafted: int, seconds: float) -> None:
+    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
         self.recorded.append(sequences + drafted)
         self.seconds.append(seconds)
 
-    def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
+    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = CHAINS) -> None:
         assert offsets.tolist() == [0, len(probability)]
-        assert len(accepted) == 1
-        self.judged.append((len(probability), int(accepted[0])))
+        assert parents.tolist() == list(range(-1, len(probability) - 1))
+        self.judged.append((len(probability), int(last[0]) + 1))
 
 
 def generate(ours: Speculative, **options: Any) -> list[int]:
@@ -105,7 +105,7 @@ def test_a_batch_is_timed_by_its_padded_size() -> None:
             assert sequences == drafts.rows
             return drafts
 
-        def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
+        def judge(self, *_: Any) -> None:
             pass
 
     ids = torch.cat([tiny.prompt(seed=0), tiny.prompt(seed=1)])
@@ -145,26 +145,38 @@ def test_outcomes_are_judged(text: list[int]) -> None:
     assert any(accepted < drafted for drafted, accepted in told.judged)
 
 
-def test_a_tree_is_timed_but_not_judged(text: list[int]) -> None:
-    class Tree(drafters.Scripted):
-        def draft(self, slots: Any, budget: Any) -> Drafts:
-            if budget[0] < 2:
-                return Drafts.empty(1)
-            return Drafts(
-                np.array([5, 6], np.int32),
-                np.array([-1, -1], np.int32),
-                np.array([0.5, 0.4], np.float32),
-                np.zeros(2, np.uint8),
-                np.array([0, 2], np.int64),
-            )
+class Branching(drafters.Scripted):
+    """A token that is wrong, the right one, and behind it one more that is right and one that is wrong."""
 
-    ours = Speculative(Tree(), pacing="on")
+    def __init__(self, text: list[int]) -> None:
+        super().__init__()
+        self.text = text
+
+    def draft(self, slots: Any, budget: Any) -> Drafts:
+        following = self.text[len(self.texts[int(slots[0])]) :][:2]
+        if budget[0] < 4 or len(following) < 2:
+            return Drafts.empty(1)
+        first, second = following
+        wrong, other = ((token + 1) % tiny.VOCABULARY for token in following)
+        return drafters.tree([(wrong, -1), (first, -1), (second, 1), (other, 1)])
+
+
+def test_a_tree_is_timed_as_one_and_judged_node_by_node(text: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, bool]] = []
+    ours = Speculative(Branching(text), pacing="on")
+    pacer = ours._pacer
+    assert pacer is not None
+    monkeypatch.setattr(pacer, "record", lambda rows, drafted, _, branched: told.append((drafted, branched)))
     # Where time decided, only one node might be verified: a chain.
-    ours._pacer.step_time = StepTime.known(lambda n: 1.0)  # type: ignore[union-attr]
-    assert generate(ours) == text
-    assert ours.pacing is not None
-    assert ours.pacing["verified"] > 0
-    assert ours.pacing["calibration"] == []
+    pacer.step_time = StepTime.known(lambda n: 1.0)
+    assert generate(ours, eos_token_id=None) == text
+    assert set(told) == {(0, False), (4, True)}
+    trees = told.count((4, True))
+    report = ours.pacing
+    assert report is not None
+    by_probability = {row["predicted"]: (row["observed"], row["tokens"]) for row in report["calibration"]}
+    # 0.9 and 0.8 at first, in one bucket, of which the second is right; behind it 0.7 right and 0.6 wrong.
+    assert by_probability == {0.85: (0.5, 2 * trees), 0.7: (1.0, trees), 0.6: (0.0, trees)}
 
 
 def test_fusion_is_paced_by_default(text: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ from transformers.cache_utils import DynamicLayer
 
 from freedraft.integrations.hf import Speculative, drafting
 from freedraft.integrations.hf.cache import gather_newest
-from freedraft.integrations.hf.draft import Chain, Tree, as_draft, likeliest_branches
+from freedraft.integrations.hf.draft import Chain, Tree, as_draft
 from freedraft.integrations.hf.masks import why_no_masks
 from freedraft.integrations.hf.target import Target
 from freedraft.integrations.hf.tokens import Tokens
+from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.registry import make_drafter
 
 one_thread = tiny.one_thread
@@ -378,7 +379,7 @@ def test_drafts_as_they_were_drafted() -> None:
     tree = as_draft(drafts, 1)
     assert isinstance(tree, Tree)
     assert (tree.tokens, tree.depths) == ([5, 6, 7], [0, 1, 2, 2])
-    chains = likeliest_branches(drafts)
+    chains = likeliest_chains(drafts)[0]
     assert [as_draft(chains, row) for row in range(3)] == [Chain([1]), Chain([5, 6]), Chain([])]
     assert chains.parents.tolist() == [-1, -1, 0]
     assert chains.probability.tolist() == drafts.probability[[0, 1, 2]].tolist()

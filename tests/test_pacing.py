@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
 from freedraft.plugins.pacing import Pacer, PacingSettings, pacer_for
-from freedraft.plugins.pacing_rule import best_prefix, best_width
+from freedraft.plugins.pacing_rule import best_part, best_prefix, best_width
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.step_time import GRID, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
@@ -541,11 +541,102 @@ class TestDecisions:
         assert run(1, 200) > 3.8
 
 
+class TestTrees:
+    """Two ways to go on, 0.5 each, the first with one token more behind it: 1.0 of two nodes, 0.95 of the chain."""
+
+    TREE = Drafts(
+        np.array([7, 9, 8], np.int32),
+        np.array([-1, -1, 0], np.int32),
+        np.array([0.5, 0.5, 0.45], np.float32),
+        np.zeros(3, np.uint8),
+        np.array([0, 3], np.int64),
+    )
+
+    @staticmethod
+    def knowing(slope, mask):
+        pacer = told(slope)
+        pacer.step_time._parameters[-1] = mask
+        return pacer
+
+    @pytest.mark.parametrize("padded", [False, True])
+    @pytest.mark.parametrize(
+        ("slope", "mask", "left"),
+        [(0.05, 0.0, [7, 9, 8]), (0.05, 0.4, [7, 9, 8]), (0.05, 0.5, [7, 8]), (0.47, 0.0, [7, 9]), (0.6, 0.0, [])],
+        ids=["the whole tree", "a mask below its worth", "a mask that is too dear", "dear tokens", "too dear tokens"],
+    )
+    def test_a_tree_only_where_it_beats_a_chain(self, slope, mask, left, padded):
+        cut = self.knowing(slope, mask).cut(self.TREE, 1, padded=padded)
+        assert cut.tokens.tolist() == left
+        chain = cut.parents.tolist() == list(range(-1, len(left) - 1))
+        assert chain == (len(left) < 2 or mask == 0.5)
+
+    def test_without_chains_worth_it_the_tree_has_to_pay_for_its_mask(self):
+        pacer = self.knowing(0.45, 0.2)
+        assert pacer.cut(self.TREE, 1).tokens.tolist() == [7]
+
+    @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.floats(0, 1), st.booleans())
+    @settings(max_examples=60)
+    def test_is_worth_as_much_as_the_best_of_all_trees_and_chains(self, seed, slope, mask, padded):
+        """Every set of nodes that has the parent of each of its nodes is tried."""
+        source = np.random.default_rng(seed)
+        parents, likelihood = [-1], [source.random()]
+        for node in range(1, int(source.integers(2, 7))):
+            parents.append(int(source.integers(-1, node)))
+            likelihood.append(source.random() * (1.0 if parents[-1] < 0 else likelihood[parents[-1]]))
+        count = len(parents)
+        drafts = Drafts(
+            np.arange(count, dtype=np.int32),
+            np.array(parents, np.int32),
+            np.array(likelihood, np.float32),
+            np.zeros(count, np.uint8),
+            np.array([0, count], np.int64),
+        )
+        best = 0.0
+        for chosen in range(1, 2**count):
+            nodes = [i for i in range(count) if chosen >> i & 1]
+            if all(parents[i] < 0 or parents[i] in nodes for i in nodes):
+                straight = [parents[i] for i in nodes] == [-1, *nodes[:-1]]
+                price = slope * len(nodes) + (0.0 if straight else mask)
+                best = max(best, sum(likelihood[i] for i in nodes) - price)
+        part = best_part(drafts, 1, self.knowing(slope, mask).step_time, 1.0, padded)
+        # A chain that is not the one of the likeliest children may be better by what it has further down.
+        assert max(part.surplus, 0.0) <= best + 1e-5
+        if mask == 0.0:
+            assert max(part.surplus, 0.0) == pytest.approx(best, abs=1e-5)
+
+    def test_steps_with_trees_teach_what_these_cost(self):
+        pacer = Pacer()
+        for _ in range(200):
+            pacer.record(1, 0, 0.01)
+            pacer.record(1, 0, 0.01)
+            pacer.record(1, 3, 0.0109)
+            pacer.record(1, 3, 0.0139, True)
+        assert pacer.step_time.branching(1) == pytest.approx(0.3, abs=0.03)
+        assert pacer.step_time.cost(1, 3) == pytest.approx(1.09, abs=0.03)
+
+
 class TestAccount:
+    def test_of_a_tree_are_judged_the_nodes_behind_right_ones(self):
+        pacer = Pacer()
+        tree = (
+            np.array([0.6, 0.3, 0.3, 0.15, 0.29], np.float32),
+            np.array([0, 5]),
+            np.array([2]),
+            np.array([-1, -1, 0, 0, 1], np.int32),
+        )
+        pacer.judge(*tree)
+        # Behind the committed text 0.6 right and 0.3 wrong; behind the first 0.5 right and 0.25 wrong; the last not.
+        assert pacer.report()["calibration"] == [
+            {"tokens": 1, "predicted": 0.25, "observed": 0.0},
+            {"tokens": 1, "predicted": 0.3, "observed": 0.0},
+            {"tokens": 1, "predicted": 0.5, "observed": 1.0},
+            {"tokens": 1, "predicted": 0.6, "observed": 1.0},
+        ]
+
     def test_judged_tokens_are_those_whose_ancestors_were_right(self):
         pacer = Pacer()
         probability = np.array([0.92, 0.46, 0.4, 0.25, 0.95], np.float32)
-        pacer.judge(probability, np.array([0, 3, 3, 5]), np.array([1, 0, 2]))
+        pacer.judge(probability, np.array([0, 3, 3, 5]), np.array([0, -1, 1]))
         rows = pacer.report()["calibration"]
         # 0.92 right, then 0.46 / 0.92 wrong, the third not judged; 0.25 right, and 0.95 held to 1 of it.
         assert rows == [
@@ -556,14 +647,14 @@ class TestAccount:
 
     def test_probabilities_that_are_none_are_survived(self):
         pacer = Pacer()
-        pacer.judge(np.array([np.nan, -1, 7], np.float32), np.array([0, 3]), np.array([3]))
-        pacer.judge(np.array([np.inf, np.inf, np.nan, np.nan], np.float32), np.array([0, 4]), np.array([4]))
+        pacer.judge(np.array([np.nan, -1, 7], np.float32), np.array([0, 3]), np.array([2]))
+        pacer.judge(np.array([np.inf, np.inf, np.nan, np.nan], np.float32), np.array([0, 4]), np.array([3]))
         assert [row["tokens"] for row in pacer.report()["calibration"]] == [4, 3]
 
     def test_the_report_is_plain_data(self):
         pacer = taught(0.1)
         pacer.cut(chains([[0.9, 0.8, 0.01]]), 1)
-        pacer.judge(np.array([0.9, 0.8], np.float32), np.array([0, 2]), np.array([1]))
+        pacer.judge(np.array([0.9, 0.8], np.float32), np.array([0, 2]), np.array([0]))
         report = json.loads(json.dumps(pacer.report()))
         assert (report["steps"], report["verified"], report["explored"]) == (1, 1, 0)
         assert (report["drafted"], report["kept"]) == (3, 2)

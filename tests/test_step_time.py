@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freedraft.plugins.step_time import BENDS, GRID, StepTime, features_of, interpolate, knots_of, solve
+from freedraft.plugins.step_time import FEATURES, GRID, StepTime, features_of, interpolate, knots_of, solve
 
 DRAFTED = (0, 0, 0, 1, 2, 2, 3, 3, 4, 5, 8, 12)
 
@@ -88,6 +88,27 @@ class TestStepTime:
             expected = 1 + 2.7 * drafted / (50 + 4 * sequences)
             assert time.cost(sequences, drafted) == pytest.approx(expected, rel=0.06)
 
+    @pytest.mark.parametrize("mask", [0.0, 0.15, 0.6])
+    def test_what_a_draft_that_branches_costs_is_told_from_its_tokens(self, mask):
+        """Trees have more tokens than chains, so that a tree's own cost could be taken for that of its tokens."""
+        time, source = StepTime(0.03), np.random.default_rng(1)
+        for _ in range(600):
+            branched = bool(source.integers(2))
+            drafted = int(source.choice([4, 8, 12] if branched else [0, 0, 2, 4, 8]))
+            time.record(1, drafted, 0.05 * (1 + 0.04 * drafted + mask * branched) * source.lognormal(0, 0.1), branched)
+        assert time.branching(1) == pytest.approx(mask, abs=0.05)
+        assert time.cost(1, 8) == pytest.approx(1.32, rel=0.05)
+
+    def test_a_dear_tree_is_forgotten_when_none_is_seen(self):
+        time, source = StepTime(0.03), np.random.default_rng(1)
+        for _ in range(100):
+            time.record(1, 4, 0.1 * source.lognormal(0, 0.1), True)
+            time.record(1, 0, 0.05 * source.lognormal(0, 0.1))
+            time.record(1, 4, 0.06 * source.lognormal(0, 0.1))
+        assert time.branching(1) > 0.5
+        teach(time, lambda d: 1 + 0.05 * d, 3000, source)
+        assert time.branching(1) < 0.1
+
     def test_is_robust_to_outliers(self):
         time, source = StepTime(0.03), np.random.default_rng(0)
         strays = set(source.choice(600, 20, replace=False).tolist())
@@ -143,12 +164,12 @@ class TestStepTime:
         assert time.record(7, 0, 1.0) == 1.0
         assert time.plain_steps == 0
 
-    @given(st.lists(st.floats(0, 5), min_size=7, max_size=7), st.integers(0, 7), st.integers(0, 200))
-    def test_a_step_is_foreseen_as_it_is_learnt(self, others, more, drafted):
-        parameters = np.array([1.0, *others])
+    @given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.integers(0, 200))
+    def test_a_step_is_foreseen_as_it_is_learnt(self, seed, more, drafted):
+        parameters = np.array([1.0, *np.random.default_rng(seed).uniform(0, 5, FEATURES - 1)])
         plain, grid, shape = knots_of(parameters, 8, 8 + more)
         foreseen = interpolate(grid, shape, 8 + more + drafted) if drafted else plain
-        assert foreseen == pytest.approx(features_of(8 + more, drafted, 8) @ parameters)
+        assert foreseen == pytest.approx(features_of(8 + more, drafted, False, 8) @ parameters)
 
     def test_the_table_is_of_the_latest_batch_size(self):
         time = StepTime(0.03, 8)
@@ -166,8 +187,9 @@ class TestStepTime:
     def test_the_solver_finds_the_least_squares_that_are_nowhere_negative(self, seed):
         optimize = pytest.importorskip("scipy.optimize", reason="a check against scipy's solver")
         source = np.random.default_rng(seed)
-        count = 3 + len(BENDS)
-        rows = np.array([features_of(int(source.integers(1, 3)), int(source.integers(0, 40)), 1) for _ in range(60)])
+        count = FEATURES
+        steps = zip(source.integers(1, 3, 60), source.integers(0, 40, 60), source.integers(0, 2, 60), strict=True)
+        rows = np.array([features_of(sequences, drafted, bool(tree), 1) for sequences, drafted, tree in steps])
         values = rows @ source.normal(0.3, 1, count) + source.normal(0, 0.1, 60)
         trust, prior = source.uniform(0.1, 2, count), source.uniform(0, 1, count)
         found = np.ones(count)

@@ -11,8 +11,8 @@ from drafters import MALFORMED, Malformed, Raising, Scripted, chain
 from vllm_stand_in import OUTSIDE, ROWS, WIDTH, Batch, vllm_config, with_drafter
 
 from freedraft.integrations.vllm import Proposer
-from freedraft.integrations.vllm.chains import likeliest_chains
 from freedraft.plugins.base import Drafts
+from freedraft.plugins.branches import likeliest_chains
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from freedraft.integrations.vllm import pacing as vllm_pacing
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics, describe, describe_pacing
 from freedraft.integrations.vllm.tap import MadeUpRankings, Ranked
 from freedraft.plugins.base import Drafts
+from freedraft.plugins.calibration import CHAINS
 from freedraft.plugins.pacing import Pacer, PacingSettings
 from freedraft.plugins.step_time import StepTime
 
@@ -41,11 +42,12 @@ class Noting(Pacer):
         self.filled.append(filled)
         return drafts
 
-    def record(self, sequences: int, drafted: int, seconds: float) -> None:
+    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
         self.steps_told.append((sequences + drafted, seconds))
 
-    def judge(self, probability: Any, offsets: Any, accepted: Any) -> None:
-        self.judged.append((np.round(probability.astype(float), 3).tolist(), offsets.tolist(), accepted.tolist()))
+    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = CHAINS) -> None:
+        assert parents is CHAINS
+        self.judged.append((np.round(probability.astype(float), 3).tolist(), offsets.tolist(), last.tolist()))
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def test_outcomes_are_judged_by_row(told: tuple[Proposer, Noting]) -> None:
     batch = Batch([1], [1])
     batch.commit(asked, [2], [2])
     batch.commit(asked, [3, 4, 9], [7])
-    assert noting.judged == [([0.9, 0.81, 0.9, 0.81], [0, 2, 4], [2, 0])]
+    assert noting.judged == [([0.9, 0.81, 0.9, 0.81], [0, 2, 4], [1, -1])]
 
 
 def test_what_does_not_pay_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +188,7 @@ def test_uniform_drafts_have_one_length_or_there_are_none(monkeypatch: pytest.Mo
     answers = batch.commit(asked, [7, 8, 4, 4, 6], [5, 6], [9])
     assert answers == [[7, 8, 6, 6, 6], [6] * 5, [9] * 5]
     assert asked.statistics.accepted.sum() == 2
-    assert noting.judged == [([0.9, 0.81], [0, 2], [2])]
+    assert noting.judged == [([0.9, 0.81], [0, 2], [1])]
     assert noting.steps_told == []
     batch.commit(asked, [1], [1], [1])
     assert noting.steps_told == [(3 * (1 + LONGEST), 1.0)]
@@ -298,7 +300,7 @@ def seen(pacer: Pacer) -> Pacer:
     )  # fmt: skip
     for _ in range(4):
         kept = pacer.cut(two, 1)
-        pacer.judge(kept.probability, kept.offsets, np.array([1]))
+        pacer.judge(kept.probability, kept.offsets, np.array([0]))
     pacer.cut(Drafts(two.tokens, two.parents, two.probability / 90, two.source, two.offsets), 1)
     return pacer
 

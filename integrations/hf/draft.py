@@ -141,27 +141,3 @@ def as_draft(drafts: Drafts, row: int = 0) -> Draft:
     """Row `row` as it was drafted."""
     part = drafts.row(row)
     return shaped(drafts.tokens[part].tolist(), (drafts.parents[part] + 1).tolist())
-
-
-def likeliest_branches(drafts: Drafts) -> Drafts:
-    """Each row cut down to its likeliest branch, from the root to a leaf; `drafts` itself if all are chains."""
-    kept: list[int] = []
-    offsets = [0]
-    for row in range(drafts.rows):
-        part = drafts.row(row)
-        parents, likelihood = drafts.parents[part], drafts.probability[part]
-        if parents.tolist() == list(range(-1, len(parents) - 1)):
-            kept += range(part.start, part.stop)
-        else:
-            node = -1
-            while len(children := np.flatnonzero(parents == node)):
-                node = int(children[likelihood[children].argmax()])
-                kept.append(part.start + node)
-        offsets.append(len(kept))
-    if len(kept) == len(drafts.tokens):
-        return drafts
-    lengths = np.diff(offsets)
-    parents = np.concatenate([np.arange(-1, length - 1) for length in lengths]).astype(np.int32)
-    return Drafts(
-        drafts.tokens[kept], parents, drafts.probability[kept], drafts.source[kept], np.array(offsets, np.int64)
-    )

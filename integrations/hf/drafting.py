@@ -11,11 +11,12 @@ from time import perf_counter
 import numpy as np
 
 from freedraft.integrations.guard import Guard
-from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, as_draft, likeliest_branches
+from freedraft.integrations.hf.draft import NO_DRAFT, Chain, Draft, Tree, as_draft
 from freedraft.integrations.hf.feedback import of_all_nodes, together
 from freedraft.integrations.hf.row import Step
 from freedraft.integrations.hf.statistics import Statistics
 from freedraft.plugins.base import Drafts, Feedback
+from freedraft.plugins.branches import branches, likeliest_chains
 from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -116,11 +117,9 @@ class Drafting:
         drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
         self._asked = drafts
         self._statistics.proposed += len(drafts.tokens)
-        if self._why_no_trees is not None:
-            chains = likeliest_branches(drafts)
-            if chains is not drafts:
-                log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
-                drafts = chains
+        if self._why_no_trees is not None and branches(drafts):
+            log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
+            drafts, _ = likeliest_chains(drafts)
         self._drafts = drafts = self._paced(drafts)
         self._shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
@@ -166,21 +165,25 @@ class Drafting:
             return
         try:
             # Shorter drafts were padded.
-            self._pacer.record(len(drafts), len(drafts) * (max(draft.width for draft in drafts) - 1), seconds)
+            drafted = len(drafts) * (max(draft.width for draft in drafts) - 1)
+            self._pacer.record(len(drafts), drafted, seconds, any(isinstance(draft, Tree) for draft in drafts))
             self._judge(self._pacer, drafts, steps)
         except Exception:
             self._give_up_pacing()
 
     def _judge(self, pacer: Pacer, drafts: Sequence[Draft], steps: Sequence[Step]) -> None:
-        judged, lengths, accepted = [], [], []
+        rows, lengths, last = [], [], []
         for row, (draft, step) in enumerate(zip(drafts, steps, strict=True)):
-            # Where the text ended, what was left of a draft was not looked at. Of a tree a chain may have been left.
-            if draft.tokens and not step.done and isinstance(self._shapes[row], Chain):
-                judged.append(self._drafts.probability[self._drafts.row(row)][: len(draft.tokens)])
+            # Where the text ended, what was left of a draft was not looked at. A chain loses its end to `before`; of a
+            # tree that lost nodes so it is not known any more which they were.
+            if draft.tokens and not step.done and (draft is self._shapes[row] or isinstance(self._shapes[row], Chain)):
+                start = self._drafts.row(row).start
+                rows.append(np.arange(start, start + len(draft.tokens)))
                 lengths.append(len(draft.tokens))
-                accepted.append(step.accepted)
-        if judged:
-            pacer.judge(np.concatenate(judged), _offsets(lengths), np.array(accepted))
+                last.append(step.last - 1)
+        if rows:
+            nodes = np.concatenate(rows)
+            pacer.judge(self._drafts.probability[nodes], _offsets(lengths), np.array(last), self._drafts.parents[nodes])
 
     def _give_up_pacing(self) -> None:
         """Go on without pacing, for this call."""

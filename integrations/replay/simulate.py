@@ -12,7 +12,8 @@ import numpy as np
 from freedraft.integrations.replay.costs import Cost
 from freedraft.integrations.replay.recorded import Request
 from freedraft.plugins.base import Drafter, Drafts, Feedback, Source
-from freedraft.plugins.pacing import CALIBRATION_BUCKETS, Pacer, judge_chains
+from freedraft.plugins.calibration import buckets, judge_nodes, nothing_judged
+from freedraft.plugins.pacing import Pacer
 from freedraft.plugins.step_time import StepTime
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.errors import UnsupportedError
@@ -44,7 +45,7 @@ class Outcome:
         opening_seconds: measured: giving the drafter the prompts.
         sources: by `Source` name.
         matches: by the length of the longest suffix of the sequence's own text that occurred in it before.
-        calibration: float64 `(CALIBRATION_BUCKETS, 3)`, as in `Pacer`, of all that was drafted, verified or not.
+        calibration: of all that was drafted, verified or not; see the module of that name.
     """
 
     tokens: int = 0
@@ -59,7 +60,7 @@ class Outcome:
     opening_seconds: float = 0.0
     sources: dict[str, Counts] = field(default_factory=dict)
     matches: dict[str, Counts] = field(default_factory=dict)
-    calibration: Float64 = field(default_factory=lambda: np.zeros((CALIBRATION_BUCKETS, 3)))
+    calibration: Float64 = field(default_factory=nothing_judged)
 
     @property
     def tokens_per_step(self) -> float:
@@ -105,11 +106,7 @@ class Outcome:
             "opening_us_per_request": round(self.opening_us_per_request, 2),
             "by_source": {name: _shown(counts) for name, counts in self.sources.items()},
             "by_match_length": {name: {"steps": c.steps, **_shown(c)} for name, c in self.matches.items()},
-            "calibration": [
-                {"tokens": int(n), "predicted": round(total / n, 4), "observed": round(right / n, 4)}
-                for n, right, total in self.calibration.tolist()
-                if n
-            ],
+            "calibration": buckets(self.calibration),
         }
 
 
@@ -224,8 +221,8 @@ def _step(
     whole = drafter.draft(slots, budget)
     drafts = whole if pacer is None else pacer.cut(whole, len(running), padded=padded)
     outcome.drafting_seconds += perf_counter() - started
-    right = np.array([len(_path(whole, i, one)) for i, one in enumerate(running)])
-    judge_chains(whole.probability, whole.offsets, right, outcome.calibration)
+    right = np.array([[-1, *_path(whole, i, one)][-1] for i, one in enumerate(running)])
+    judge_nodes(whole.probability, whole.offsets, right, whole.parents, outcome.calibration)
     matches = texts.match_lengths(own).tolist()
     accepted = np.zeros(len(running), np.int32)
     committed = []

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freedraft.integrations.guard import Guard
-from freedraft.integrations.vllm.chains import likeliest_chains
 from freedraft.integrations.vllm.feedback import ranked_feedback
 from freedraft.integrations.vllm.last_drafts import LastDrafts, Verified
 from freedraft.integrations.vllm.pacing import StepPacing
@@ -20,6 +19,7 @@ from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.integrations.vllm.tap import RankingSource
 from freedraft.integrations.vllm.tracker import SequenceTracker, Step
 from freedraft.plugins.base import Drafter, Drafts, Feedback
+from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64

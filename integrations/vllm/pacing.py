@@ -50,7 +50,7 @@ class StepPacing:
             drafted = drafted if most is None else min(drafted, max(most - decoding, 0))
             self.pacer.record(decoding, drafted, self._called - before)
         if len(verified.sequences):
-            self.pacer.judge(verified.probability, verified.offsets, verified.accepted.astype(np.int64))
+            self.pacer.judge(verified.probability, verified.offsets, verified.accepted.astype(np.int64) - 1)
 
     def floor(self, drafter: Drafter, decoding: int, most: int) -> None:
         """Tell a drafter that wants to know below which probability a token is not worth drafting."""

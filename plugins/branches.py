@@ -1,4 +1,4 @@
-"""From drafts, which may be trees, to what vLLM verifies: one chain a row."""
+"""Drafts that branch, and the chains in them: the likeliest branch of each row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import numpy as np
 
 from freedraft.plugins.base import Drafts
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
+from freedraft.retrieval.ragged import Bool, Float32, Int32, Int64, UInt8
+
+
+def branches(drafts: Drafts) -> bool:
+    """Whether any row is more than a chain."""
+    return bool(branching(drafts.parents, drafts.offsets, np.ones(len(drafts.tokens), np.bool_)))
 
 
 def likeliest_chains(drafts: Drafts) -> tuple[Drafts, Int32]:
@@ -62,3 +67,16 @@ def _likeliest_chains(
         chosen[:used], chosen_parents[:used], chosen_probability[:used], chosen_source[:used], chosen_offsets,
         nodes[:used],
     )  # fmt: skip
+
+
+@kernel
+def branching(parents: Int32, offsets: Int64, kept: Bool) -> bool:
+    """Whether what is kept of any row, which has the parent of each of its nodes, is more than a chain."""
+    for row in range(len(offsets) - 1):
+        last = -1
+        for i in range(offsets[row], offsets[row + 1]):
+            if kept[i]:
+                if parents[i] != last:
+                    return True
+                last = i - offsets[row]
+    return False
