@@ -1,5 +1,7 @@
 """Decode with `generate` and the demo model: plain, transformers' prompt lookup, and freedraft's drafters.
 
+The drafter over an index has a table of its own (`corpus_live.py`).
+
 All methods answer the same prompts of four tasks at the same time, taking turns at every forward pass, so that they
 meet the same machine; the clock of each, pacing's too, stands still while others have their turn. Each drafter object
 was warmed up with prompts of each task that are not measured: kernels, and what pacing and the mixer learn. Every reply
@@ -39,6 +41,7 @@ TIE = 1e-3
 """Logits this near are a tie: blocks of tokens are computed with other kernels than single ones."""
 PLAIN = "plain"
 LOOKUP = "transformers prompt lookup"
+EVERYTHING: dict[str, Any] = {"recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}}
 DRAFTERS: dict[str, dict[str, Any]] = {
     "prompt_lookup": {"drafter": "prompt_lookup"},
     "suffix_automaton": {"drafter": "suffix_automaton"},
@@ -46,9 +49,11 @@ DRAFTERS: dict[str, dict[str, Any]] = {
     "lookahead, paced": {"drafter": "lookahead", "pacing": "on"},
     "jacobi": {"drafter": "jacobi"},
     "fusion": {"drafter": "fusion"},
+    "fusion, trees": {"drafter": "fusion", "shape": "tree"},
     "fusion with recycling": {"drafter": "fusion", "recycling": True},
     "fusion with recycling, trees": {"drafter": "fusion", "recycling": True, "shape": "tree"},
-    "fusion with everything": {"drafter": "fusion", "recycling": True, "drafters": {"jacobi": {}, "lookahead": {}}},
+    "fusion with everything": {"drafter": "fusion", **EVERYTHING},
+    "fusion with everything, trees": {"drafter": "fusion", **EVERYTHING, "shape": "tree"},
 }
 SLOW: dict[str, dict[str, Any]] = {
     "token_recycling": {"drafter": "token_recycling"},
