@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import perf_counter, sleep
@@ -37,15 +37,15 @@ class Method:
     """How an engine decodes: vLLM's `speculative_config`, and freedraft's configuration."""
 
     speculative: Mapping[str, Any] | None = None
-    freedraft: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
 
     @property
-    def ours(self) -> bool:
+    def is_freedraft(self) -> bool:
         """Whether freedraft drafts."""
         return self.speculative is not None and "freedraft" in str(self.speculative.get("model"))
 
 
-def ours(drafted: int, **config: Any) -> Method:
+def freedraft(drafted: int, **config: Any) -> Method:
     """freedraft with such a configuration, up to `drafted` tokens a step."""
     proposer = "freedraft.integrations.vllm.Proposer"
     return Method({"method": "custom_class", "model": proposer, "num_speculative_tokens": drafted}, config)
@@ -73,35 +73,30 @@ class Clock:
 
 @contextmanager
 def engines(methods: Mapping[str, Method], options: Options) -> Iterator[dict[str, Connection]]:
-    """Start an engine for each method; yields the pipes to them.
-
-    Raises:
-        SystemExit: at the end, if one has failed.
-    """
+    """Start an engine for each method; yields the pipes to them. One that fails to start raises EOFError here."""
     spawn = multiprocessing.get_context("spawn")
     names = list(methods)
     pipes: dict[str, Connection] = {}
     processes = []
-    for first in range(0, len(names), AT_ONCE):
-        starting = names[first : first + AT_ONCE]
-        for name in starting:
-            pipes[name], other = spawn.Pipe()
-            process = spawn.Process(target=_worker, args=(methods[name], options, other))
-            process.start()
-            other.close()
-            processes.append(process)
-        for name in starting:
-            assert pipes[name].recv() == "ready"
-            print(f"{name}: ready", flush=True)
     try:
+        for first in range(0, len(names), AT_ONCE):
+            starting = names[first : first + AT_ONCE]
+            for name in starting:
+                pipes[name], other = spawn.Pipe()
+                process = spawn.Process(target=_worker, args=(methods[name], options, other))
+                process.start()
+                other.close()
+                processes.append(process)
+            for name in starting:
+                assert pipes[name].recv() == "ready"
+                print(f"{name}: ready", flush=True)
         yield pipes
     finally:
         for pipe in pipes.values():
-            pipe.send(None)
+            with suppress(OSError):  # it has ended already
+                pipe.send(None)
         for process in processes:
             process.join()
-    if any(process.exitcode for process in processes):
-        raise SystemExit("an engine failed; see above")
 
 
 def answer(
@@ -114,7 +109,7 @@ def answer(
     Returns:
         What each measured: token ids of `prompts` and `replies`, its `seconds`, `tokens`, and `steps`: a sequence's
         step commits the accepted tokens and one of the target's own. With freedraft `series` has COUNTS about every
-        second, since the last time, and `until` when.
+        second, since the last time, and `until` when; `errors` are its failures in drafting.
     """
     names = list(pipes)
     waiting = {name: list(prompts) for name in names[first:] + names[:first]}
@@ -133,7 +128,9 @@ def answer(
                 del waiting[name]
     for pipe in pipes.values():
         pipe.send(DONE)
-    return {name: pipe.recv() for name, pipe in pipes.items()}
+    measured = {name: pipe.recv() for name, pipe in pipes.items()}
+    assert not any(one["errors"] for one in measured.values()), "drafting failed"
+    return measured
 
 
 def _worker(method: Method, options: Options, pipe: Connection) -> None:
@@ -163,11 +160,11 @@ def _worker(method: Method, options: Options, pipe: Connection) -> None:
         disable_log_stats=False,
         distributed_executor_backend="uni",
         speculative_config=None if method.speculative is None else dict(method.speculative),
-        additional_config={"freedraft": dict(method.freedraft)} if method.freedraft else {},
+        additional_config={"freedraft": dict(method.config)} if method.config else {},
     )
     engine = llm.llm_engine
     proposer = None
-    if method.ours:
+    if method.is_freedraft:
         proposer = engine.engine_core.engine_core.model_executor.driver_worker.model_runner.drafter
         # Before that it was the machine's.
         if (pacing := proposer._drafting._pacing) is not None:
@@ -199,6 +196,7 @@ def _worker(method: Method, options: Options, pipe: Connection) -> None:
                     "tokens": tokens,
                     "steps": tokens - accepted,
                     "series": series if proposer is not None else [],
+                    "errors": 0 if proposer is None else proposer.statistics.errors,
                 }
             )
             answered, series = {}, []
@@ -209,10 +207,7 @@ def _worker(method: Method, options: Options, pipe: Connection) -> None:
                     engine.add_request(str(asked), text, greedy)
                     asked += 1
             pipe.send(True)
-    errors = 0 if proposer is None else proposer.statistics.errors
     engine.engine_core.shutdown()
-    if errors:
-        raise SystemExit(f"{errors} failures in drafting")
 
 
 def _totals(llm: Any) -> tuple[int, int]:

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from harness import RESULTS, markdown, save, show
 from tasks import tasks
-from vllm_engines import Method, Options, answer, engines, ours
+from vllm_engines import Method, Options, answer, engines, freedraft
 from vllm_runs import prompt
 
 STREAMS = 8
@@ -30,7 +30,7 @@ PLAIN = "plain"
 METHODS: dict[str, Method] = {
     PLAIN: Method(),
     # What vLLM itself spends on having a proposer, whatever it drafts.
-    "freedraft without a draft": ours(DRAFTED, drafter="suffix_automaton", min_expected=1e6),
+    "freedraft without a draft": freedraft(DRAFTED, drafter="suffix_automaton", min_expected=1e6),
     **{
         f"vLLM ngram {least}..{most}": Method(
             {
@@ -43,7 +43,7 @@ METHODS: dict[str, Method] = {
         for least, most in ((2, 5), (1, 4))
     },
     "vLLM suffix": Method({"method": "suffix", "num_speculative_tokens": DRAFTED}),
-    "freedraft fusion": ours(DRAFTED, drafter="fusion"),
+    "freedraft fusion": freedraft(DRAFTED, drafter="fusion"),
 }
 
 

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from harness import RESULTS, markdown, save, show
 from tasks import tasks
-from vllm_engines import COUNTS, Method, Options, answer, engines, ours
+from vllm_engines import COUNTS, Method, Options, answer, engines, freedraft
 from vllm_runs import prompt
 
 STREAMS = 16
@@ -39,7 +39,7 @@ def compare(drafter: str, few: int, many: int, tokens: int) -> dict[str, dict[st
     # The tasks alternate, so that every phase has as much of both.
     requests = [prompt(text) for texts in zip(*(by_task[task] for task in TASKS), strict=True) for text in texts]
     measured: dict[str, dict[str, dict[str, Any]]] = {}
-    methods = {"plain": Method(), "freedraft": ours(DRAFTED, drafter=drafter)}
+    methods = {"plain": Method(), "freedraft": freedraft(DRAFTED, drafter=drafter)}
     with engines(methods, Options(STREAMS, 1024, tokens, kv_cache=2**30)) as pipes:
         answer(pipes, requests[:WARM], WARM)
         at = WARM
@@ -171,8 +171,9 @@ def main() -> None:
         f"SmolLM2-135M-Instruct in float32, greedy, up to {given.tokens} tokens a reply, drafter {given.drafter} with "
         f"its default settings, {DRAFTED} drafted tokens a step at most. Prompts: JSON and code edits in turn "
         f"(`bench/tasks.py`), {given.few}, {given.many} and {given.few} fresh ones in the three phases, after a "
-        f"warm-up with {WARM}. Both engines answer the same ones and take turns at every step. The drafter keeps what "
-        "it learns, so that the last phase meets a more experienced one than the first. "
+        f"warm-up with {WARM}. Both engines answer the same ones and take turns at every step; each is one process, "
+        "with its worker in it. The drafter keeps what it learns, so that the last phase meets a more experienced one "
+        "than the first. "
         "Speeds are from end to end, reading the prompt included. A step is one sequence's share in an engine step; "
         "drafted is what the drafter had, verified what pacing left of it. Ties are replies that leave plain's where "
         f"the two best logits are within {TIE:g}; different are those that leave it otherwise."

@@ -1,4 +1,4 @@
-"""Drafts that branch, and the chains in them: the likeliest branch of each row."""
+"""Trees among drafts: whether there are any, and the likeliest branch of each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import numpy as np
 
 from freedraft.plugins.base import Drafts
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Bool, Float32, Int32, Int64, UInt8
+from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
-def branches(drafts: Drafts) -> bool:
-    """Whether any row is more than a chain."""
-    return bool(branching(drafts.parents, drafts.offsets, np.ones(len(drafts.tokens), np.bool_)))
+@kernel
+def any_tree(parents: Int32, offsets: Int64) -> bool:
+    """Whether any row of `Drafts` is more than a chain."""
+    found = False
+    for row in range(len(offsets) - 1):
+        found |= row_branches(parents, offsets[row], offsets[row + 1])
+    return found
+
+
+@kernel
+def row_branches(parents: Int32, start: int, stop: int) -> bool:
+    """Whether a row of `Drafts`, from `start` to `stop`, is more than a chain."""
+    found = False
+    for i in range(start, stop):
+        found |= parents[i] != i - start - 1
+    return found
 
 
 def likeliest_chains(drafts: Drafts) -> tuple[Drafts, Int32]:
@@ -40,9 +53,7 @@ def _likeliest_chains(
     used = 0
     for row in range(rows):
         start, stop = offsets[row], offsets[row + 1]
-        branches = False
-        for i in range(start, stop):
-            branches |= parents[i] != i - start - 1
+        branches = row_branches(parents, start, stop)
         node = -1
         first = used
         while start + node + 1 < stop:
@@ -67,16 +78,3 @@ def _likeliest_chains(
         chosen[:used], chosen_parents[:used], chosen_probability[:used], chosen_source[:used], chosen_offsets,
         nodes[:used],
     )  # fmt: skip
-
-
-@kernel
-def branching(parents: Int32, offsets: Int64, kept: Bool) -> bool:
-    """Whether what is kept of any row, which has the parent of each of its nodes, is more than a chain."""
-    for row in range(len(offsets) - 1):
-        last = -1
-        for i in range(offsets[row], offsets[row + 1]):
-            if kept[i]:
-                if parents[i] != last:
-                    return True
-                last = i - offsets[row]
-    return False

@@ -14,8 +14,8 @@ from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 
 BUCKETS = 10
-CHAINS: Int32 = np.empty(0, np.int32)
-"""The parents of drafts that are all chains."""
+NO_PARENTS: Int32 = np.empty(0, np.int32)
+"""In place of the parents of drafts that are all chains."""
 
 
 def nothing_judged() -> Float64:
@@ -40,13 +40,14 @@ def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int3
         probability: float32 `(t,)`, cumulative along each path, as in `Drafts`.
         offsets: int64 `(n + 1,)`.
         last: int64 `(n,)`, the node of each row that was right last, -1 = none.
-        parents: int32 `(t,)`, as in `Drafts`, or `CHAINS`.
+        parents: int32 `(t,)`, as in `Drafts`, or `NO_PARENTS`.
         account: is brought up to date.
     """
+    right = np.empty(len(probability), np.bool_)
     for row in range(len(offsets) - 1):
         start = offsets[row]
         count = offsets[row + 1] - start
-        right = np.zeros(count, np.bool_)
+        right[:count] = False
         node = last[row]
         while 0 <= node < count:
             right[node] = True
@@ -55,8 +56,10 @@ def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int3
             parent = parents[start + i] if len(parents) else i - 1
             if parent >= 0 and not right[parent]:
                 continue
-            before = min(probability[start + parent], 1.0) if parent >= 0 else 1.0
+            above = probability[start + parent] if parent >= 0 else 1.0
             now = probability[start + i]
+            # Neither may be a number that is none.
+            before = min(above, 1.0) if above > 0.0 else 0.0
             conditional = min(now / max(before, 1e-9), 1.0) if now > 0.0 else 0.0
             at = min(int(conditional * len(account)), len(account) - 1)
             account[at, 0] += 1.0

@@ -16,9 +16,9 @@ import numpy as np
 from pydantic import Field
 
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.calibration import CHAINS, buckets, judge_nodes, nothing_judged
+from freedraft.plugins.calibration import NO_PARENTS, buckets, judge_nodes, nothing_judged
 from freedraft.plugins.config import Settings, validate_settings
-from freedraft.plugins.pacing_rule import best_part
+from freedraft.plugins.pacing_choice import choices
 from freedraft.plugins.step_time import StepTime
 from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
 
@@ -40,7 +40,8 @@ class PacingSettings(Settings):
     explore: int = Field(
         100,
         ge=2,
-        description="After so many steps that all verified a draft, or all none though there was one, try the other "
+        description="After so many steps that all verified a draft, or all none though there was one, or all trees or "
+        "all chains though it could be either, try the other "
         "once: T of both has to be known, and changes. Steps without a draft are tried from four times as often to "
         "half as often, so that it costs about half a percent.",
     )
@@ -67,6 +68,7 @@ class Pacer:
             each size has its own, up to a factor of two; one that is told (`StepTime.known`) serves all.
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
+        trees: steps that verified a tree.
         drafted, kept: tokens that came into `cut`, and that it left.
         calibration: how the tokens did that were verified; see the module of that name.
     """
@@ -88,13 +90,15 @@ class Pacer:
         self.spills = True
         self.step_time = StepTime(self.settings.prior_slope)
         self._step_times = {(1).bit_length(): self.step_time}
-        self.steps = self.verified = self.explored = 0
+        self.steps = self.verified = self.explored = self.trees = 0
         self.drafted = self.kept = 0
         self.calibration: Float64 = nothing_judged()
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = False
         self._tried = self._odd = 0
+        self._tree = False
+        self._of_this_shape = 0
         self._tokens = self._time = 1.0
         self._left_out = 0.0
         self._lock = threading.Lock()
@@ -126,7 +130,9 @@ class Pacer:
         self.drafted += total
         sequences = max(sequences, 1)
         gain = max(self.gain, 1.0)
-        part = best_part(drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None)
+        part, *others = choices(
+            drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None
+        )
         pays = bool(part.surplus > self.settings.margin * sequences)
         if self.step_time.plain_steps < self.FIRST_PLAIN:
             verify = False
@@ -145,15 +151,21 @@ class Pacer:
         self._plain_in_a_row = 0
         self.verified += 1
         self._tried += self._exploring
-        self._left_out = 0.0
-        drafts = part.drafts
-        if not part.kept.all():
-            drafts = part.cut()
-            # In padded passes a token may cost nothing, and says nothing of the price of others.
-            self._left_out = 0.0 if padded else float(drafts.probability.min())
-        self.kept += len(drafts.tokens)
+        if others:
+            self._of_this_shape = self._of_this_shape + 1 if part.tree == self._tree else 1
+            self._tree = part.tree
+            if self._of_this_shape > self.settings.explore:
+                # What a tree costs more is known only where there are chains, too, and changes.
+                part, self._of_this_shape = others[0], 0
+                self.explored += 1
+                self._tried += 1
+        self.trees += part.tree
+        kept = part.cut()
+        # In padded passes a token may cost nothing, and says nothing of the price of others.
+        self._left_out = 0.0 if padded or part.kept.all() else float(kept.probability.min())
+        self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
-        return drafts
+        return kept
 
     def _turn_to(self, sequences: int) -> None:
         """Let `step_time` be that of a batch of so many sequences."""
@@ -206,17 +218,17 @@ class Pacer:
             price = max(self.gain, 1.0) * sequences * least
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
-    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
+    def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
         """Take in one step: its sequences, the draft tokens that it verified, its time with drafting.
 
         Args:
-            branched: a draft was more than a chain.
+            tree: a draft was more than a chain.
         """
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
                 return
             self._turn_to(sequences)
-            ratio = self.step_time.record(sequences, drafted, seconds, branched)
+            ratio = self.step_time.record(sequences, drafted, seconds, tree)
             if self._exploring:
                 if 1 / self.ODD < ratio < self.ODD:
                     self._odd = 0
@@ -236,7 +248,7 @@ class Pacer:
         else:
             self._since_plain = max(self._since_plain, int(self._plain_every()) + 1 - wait)
 
-    def judge(self, probability: Float32, offsets: Int64, last: Int64, parents: Int32 = CHAINS) -> None:
+    def judge(self, probability: Float32, offsets: Int64, last: Int64, parents: Int32 = NO_PARENTS) -> None:
         """Take in how drafts did that were verified; arguments as of `judge_nodes`."""
         with self._lock:
             judge_nodes(probability, offsets, last, parents, self.calibration)
@@ -250,16 +262,19 @@ class Pacer:
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.
 
-        `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now, `gain` the tokens a second that
-        are expected, as a multiple of plain decoding's, `calibration` the predicted and the observed share of right
-        tokens, given that all before them were right, by tenths of the prediction.
+        `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now and drafts that are chains,
+        `tree_ms` what a tree takes more, `verified` and `trees` the steps that verified a draft and a tree, `gain` the
+        tokens a second that are expected, as a multiple of plain decoding's, `calibration` the predicted and the
+        observed share of right tokens, given that all before them were right, by tenths of the prediction.
         """
         with self._lock:
             return {
                 "step_ms": {n: round(1e3 * seconds, 3) for n, seconds in self.step_time.table().items()},
+                "tree_ms": round(1e3 * self.step_time.speed * self.step_time.tree_price(self.step_time.sequences), 3),
                 "gain": round(self.gain, 4),
                 "steps": self.steps,
                 "verified": self.verified,
+                "trees": self.trees,
                 "explored": self.explored,
                 "drafted": self.drafted,
                 "kept": self.kept,
@@ -294,13 +309,16 @@ def compile_kernels() -> None:
         np.array([0, 2]),
     )
     tree = replace(drafts, parents=np.array([-1, -1], np.int32))
-    pacer = Pacer()
-    pacer.step_time = StepTime.known(lambda n: 1.0 + 0.01 * (n - 1))
-    pacer.floor(1, 1)
-    pacer.cut(drafts, 1, padded=True)
-    pacer.cut(tree, 1)
-    cut = pacer.cut(drafts, 1)
-    pacer.judge(cut.probability, cut.offsets, np.array([0]), cut.parents)
+    a_part_pays = StepTime.known(lambda n: 1.0 + 0.5 * (n - 1))
+    all_of_it_pays = StepTime.known(lambda n: 1.0 + 0.01 * (n - 1))
+    for padded in (False, True):
+        for step_time in (a_part_pays, all_of_it_pays):
+            pacer = Pacer()
+            pacer.step_time = step_time
+            pacer.floor(1, 1)
+            for one in (tree, drafts):
+                cut = pacer.cut(one, 1, padded=padded)
+                pacer.judge(cut.probability, cut.offsets, np.array([0]), cut.parents)
     pacer = Pacer()
     pacer.record(1, 0, 1.0)
     pacer.record(1, 0, 1.0)

@@ -13,98 +13,15 @@ drafts. Where nothing pays, k is 0.
 
 Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
 that number, w: the w likeliest tokens of each draft are verified, and the step verifies S x w.
-
-Where the k likeliest tokens branch, the rule is tried on the likeliest chains, too: they cost no mask.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from freedraft.plugins.base import Drafts
-from freedraft.plugins.branches import branching, likeliest_chains
-from freedraft.plugins.step_time import StepTime, interpolate
+from freedraft.plugins.step_time import interpolate
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Bool, Float32, Float64, Int32, Int64, UInt8
-
-
-@dataclass(slots=True)
-class Part:
-    """A part of what was drafted that could be verified.
-
-    Attributes:
-        drafts: what it is a part of.
-        probability: float32 `(t,)`, theirs, never rising.
-        kept: bool `(t,)`, what is in it.
-        surplus: tokens that it brings beyond those that its time is worth.
-        cost: time of the step that verifies it, as a multiple of a plain step's.
-        branched: it is more than a chain in some row.
-    """
-
-    drafts: Drafts
-    probability: Float32
-    kept: Bool
-    surplus: float
-    cost: float
-    branched: bool
-
-    @property
-    def expected(self) -> float:
-        """Tokens of it that are expected to be accepted."""
-        return float(self.probability[self.kept].sum())
-
-    def cut(self) -> Drafts:
-        """It alone."""
-        whole = self.drafts
-        return Drafts(
-            *keep_marked(whole.tokens, whole.parents, self.probability, whole.source, whole.offsets, self.kept)
-        )
-
-
-def best_part(
-    drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int | None = None
-) -> Part:
-    """What of `drafts`, which are not empty, is best verified if anything is: a tree only where it beats a chain.
-
-    Args:
-        drafts: what was drafted.
-        sequences: S.
-        step_time: T.
-        gain: g.
-        padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
-        filled: if given, all is verified, and so many tokens at least.
-    """
-    best = _best_of(drafts, sequences, step_time, gain, padded, filled)
-    if not best.branched:
-        return best
-    chains, _ = likeliest_chains(drafts)
-    return max(_best_of(chains, sequences, step_time, gain, padded, filled), best, key=lambda part: part.surplus)
-
-
-def _best_of(
-    drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int | None
-) -> Part:
-    probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
-    if filled is not None:
-        kept = np.ones(len(probability), np.bool_)
-        widest = sequences * int(np.diff(drafts.offsets).max()) if padded else len(probability)
-        verified = max(widest, filled)
-        surplus = float(probability.sum()) - gain * sequences * (step_time.cost(sequences, verified) - 1.0)
-    elif padded:
-        width, surplus = best_width(probability, drafts.offsets, sequences, *step_time.knots(sequences), gain)
-        verified = sequences * width
-        kept = likeliest_of_each(probability, drafts.offsets, width)
-    else:
-        verified, surplus = best_prefix(probability, sequences, *step_time.knots(sequences), gain)
-        kept = likeliest(probability, verified)
-    cost = step_time.cost(sequences, verified)
-    branched = bool(branching(drafts.parents, drafts.offsets, kept))
-    if branched:
-        more = step_time.branching(sequences)
-        surplus, cost = surplus - gain * sequences * more, cost + more
-    return Part(drafts, probability, kept, surplus, cost, branched)
 
 
 @kernel
@@ -231,3 +148,22 @@ def keep_marked(
             used += 1
         kept_offsets[row + 1] = used
     return kept_tokens, kept_parents, kept_probability, kept_source, kept_offsets
+
+
+@kernel
+def is_tree(parents: Int32, offsets: Int64, marks: Bool) -> bool:
+    """Whether the marked nodes of any row are more than a chain.
+
+    Args:
+        parents: int32 `(t,)`, as in `Drafts`.
+        offsets: int64 `(n + 1,)`.
+        marks: bool `(t,)`, on the parent of each node that is marked, too.
+    """
+    for row in range(len(offsets) - 1):
+        last = -1
+        for i in range(offsets[row], offsets[row + 1]):
+            if marks[i]:
+                if parents[i] != last:
+                    return True
+                last = i - offsets[row]
+    return False

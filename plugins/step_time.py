@@ -19,8 +19,8 @@ FAR = 2**20
 SWEEPS = 30
 """Of the solver, each step: from the last solution it is not far."""
 FEATURES = 4 + len(BENDS)
-BRANCHED = FEATURES - 1
-BRANCHED_PRIOR = 0.02
+TREE = FEATURES - 1
+TREE_PRIOR = 0.02
 """What a draft that branches is taken to cost, as a share of a step, until that is measured."""
 
 
@@ -70,9 +70,9 @@ class StepTime:
         self.plain_steps = self.draft_steps = 0
         slope = prior_slope * sequences / (1.0 + prior_slope * (sequences - 1))
         self._prior: Float64 = np.zeros(FEATURES)
-        self._prior[0], self._prior[1], self._prior[3], self._prior[BRANCHED] = 1.0, slope, slope, BRANCHED_PRIOR
+        self._prior[0], self._prior[1], self._prior[3], self._prior[TREE] = 1.0, slope, slope, TREE_PRIOR
         # How much the prior weighs, by parameter, in samples.
-        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0, [0.5]])
+        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0, [0.05]])
         self._squares: Float64 = np.zeros((FEATURES, FEATURES))
         self._products: Float64 = np.zeros(FEATURES)
         self._parameters: Float64 = self._prior.copy()
@@ -85,24 +85,24 @@ class StepTime:
         self._surprises = [0, 0]
         self._calm = [False, False]
 
-    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> float:
+    def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> float:
         """Take in one step of `seconds` from end to end. Nonsense and smaller batches are left out.
 
         Args:
-            branched: a draft was more than a chain.
+            tree: a draft was more than a chain.
 
         Returns:
             How long the step took, as a multiple of what was expected.
         """
         if sequences < self.sequences or drafted < 0 or not 0 < seconds < float("inf"):
             return 1.0
-        features = features_of(sequences, drafted, branched, self.sequences)
+        features = features_of(sequences, drafted, tree, self.sequences)
         expected = float(features @ self._parameters)
         if len(self._first) < self.FIRST:
             self._first.append(seconds / expected)
             self.speed = median(self._first)
         ratio = seconds / (expected * (median(self._lately) if self._lately else self.speed))
-        kind = (sequences, drafted, branched)
+        kind = (sequences, drafted, tree)
         self._run = self._run + 1 if kind == self._last else 1
         self._last = kind
         if self._run <= self.TELLING:
@@ -169,9 +169,9 @@ class StepTime:
         plain, grid, shape = self.knots(sequences)
         return float(interpolate(grid, shape, sequences + drafted)) / plain if drafted else 1.0
 
-    def branching(self, sequences: int) -> float:
+    def tree_price(self, sequences: int) -> float:
         """What drafts that branch cost more than chains of as many tokens, as a share of T without a draft."""
-        return float(self._parameters[BRANCHED]) / self.knots(sequences)[0]
+        return float(self._parameters[TREE]) / self.knots(sequences)[0]
 
     def least_slope(self, sequences: int, more: int) -> float:
         """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens."""
@@ -198,9 +198,9 @@ class _Known(StepTime):
         self.speed = curve(1)
         self.plain_steps = 2**31
         self._shape: Float64 = np.maximum.accumulate([curve(int(n)) / self.speed for n in GRID])
-        self._parameters[BRANCHED] = 0.0
+        self._parameters[TREE] = 0.0
 
-    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> float:
+    def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> float:
         return 1.0
 
     def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
@@ -218,7 +218,7 @@ def median(values: Sequence[float]) -> float:
 
 
 @kernel
-def features_of(sequences: int, drafted: int, branched: bool, least: int) -> Float64:
+def features_of(sequences: int, drafted: int, tree: bool, least: int) -> Float64:
     """What the parameters of T are multiplied with; see `StepTime`, where `least` is S0."""
     features = np.zeros(FEATURES)
     features[0] = 1.0
@@ -227,7 +227,7 @@ def features_of(sequences: int, drafted: int, branched: bool, least: int) -> Flo
         features[2] = 1.0
         for i in range(len(BENDS)):
             features[3 + i] = max(drafted / least - BENDS[i], 0.0)
-        features[BRANCHED] = 1.0 if branched else 0.0
+        features[TREE] = 1.0 if tree else 0.0
     return features
 
 

@@ -611,6 +611,57 @@ def best_cut(
     )
 
 
+def best_of_trees_and_chains(
+    rows: Sequence[Sequence[tuple[int, float]]],
+    sequences: int,
+    time: Callable[[int], float],
+    gain: float,
+    mask: float,
+    padded: bool,
+) -> float:
+    """What the likeliest nodes bring, where they branch at a time of `mask` more, or what the likeliest chains do.
+
+    Args:
+        rows: of each node its parent in the row, -1 = none, and its probability, which never rises.
+        padded: as many nodes are taken of each row, and a pass has as many tokens for each sequence as for the one that
+            has most; otherwise those that are likeliest of all.
+    """
+
+    def brings(taken: Sequence[Sequence[tuple[int, float]]], numbers: Sequence[Sequence[int]]) -> float:
+        widest = max(map(len, taken))
+        tokens = sequences * (1 + widest) if padded else sequences + sum(map(len, taken))
+        straight = all(
+            [parent for parent, _ in row] == [-1, *of_row[:-1]][: len(row)]
+            for row, of_row in zip(taken, numbers, strict=True)
+        )
+        worth = gain * sequences / time(sequences)
+        cost = worth * (time(tokens) - time(sequences) + (0.0 if straight else mask))
+        return sum(chance for row in taken for _, chance in row) - cost
+
+    def best_of(numbers: Sequence[Sequence[int]]) -> float:
+        """`numbers`: which nodes of each row may be taken."""
+        offered = sorted((-rows[i][node][1], i, node) for i, row in enumerate(numbers) for node in row)
+        found = []
+        for k in range(1, 1 + (max(map(len, numbers)) if padded else len(offered))):
+            best = (
+                [[one for one in offered if one[1] == at][:k] for at in range(len(rows))] if padded else [offered[:k]]
+            )
+            chosen = [sorted(node for part in best for _, i, node in part if i == at) for at in range(len(rows))]
+            taken = [[rows[at][node] for node in nodes] for at, nodes in enumerate(chosen)]
+            found.append(brings(taken, chosen))
+        return max(found)
+
+    return max(best_of([range(len(row)) for row in rows]), best_of([likeliest_branch(row) for row in rows]))
+
+
+def likeliest_branch(row: Sequence[tuple[int, float]]) -> list[int]:
+    """The likeliest child of the likeliest child and so on, of nodes with a parent and a probability each."""
+    branch: list[int] = []
+    while children := [i for i, (parent, _) in enumerate(row) if parent == (branch[-1] if branch else -1)]:
+        branch.append(max(children, key=lambda child: (row[child][1], -child)))
+    return branch
+
+
 def initial_guess(sample: Sequence[int], length: int, position: int, highest: int | None = None) -> int:
     """The guess for a place `position` tokens behind a text of `length` tokens; see `plugins/guesses.py`.
 

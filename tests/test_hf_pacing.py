@@ -12,7 +12,7 @@ import torch
 
 from freedraft.integrations.hf import Speculative
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.calibration import CHAINS
+from freedraft.plugins.calibration import NO_PARENTS
 from freedraft.plugins.pacing import Pacer
 from freedraft.plugins.step_time import StepTime
 
@@ -37,11 +37,11 @@ class Noting(Pacer):
         self.cuts.append(len(drafts.tokens))
         return drafters.chain(drafts.tokens[: self.keep].tolist())
 
-    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
+    def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
         self.recorded.append(sequences + drafted)
         self.seconds.append(seconds)
 
-    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = CHAINS) -> None:
+    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = NO_PARENTS) -> None:
         assert offsets.tolist() == [0, len(probability)]
         assert parents.tolist() == list(range(-1, len(probability) - 1))
         self.judged.append((len(probability), int(last[0]) + 1))
@@ -148,9 +148,10 @@ def test_outcomes_are_judged(text: list[int]) -> None:
 class Branching(drafters.Scripted):
     """A token that is wrong, the right one, and behind it one more that is right and one that is wrong."""
 
-    def __init__(self, text: list[int]) -> None:
+    def __init__(self, text: list[int], wrong: int | None = None) -> None:
         super().__init__()
         self.text = text
+        self.wrong = wrong
 
     def draft(self, slots: Any, budget: Any) -> Drafts:
         following = self.text[len(self.texts[int(slots[0])]) :][:2]
@@ -158,6 +159,7 @@ class Branching(drafters.Scripted):
             return Drafts.empty(1)
         first, second = following
         wrong, other = ((token + 1) % tiny.VOCABULARY for token in following)
+        wrong = wrong if self.wrong is None else self.wrong
         return drafters.tree([(wrong, -1), (first, -1), (second, 1), (other, 1)])
 
 
@@ -166,17 +168,29 @@ def test_a_tree_is_timed_as_one_and_judged_node_by_node(text: list[int], monkeyp
     ours = Speculative(Branching(text), pacing="on")
     pacer = ours._pacer
     assert pacer is not None
-    monkeypatch.setattr(pacer, "record", lambda rows, drafted, _, branched: told.append((drafted, branched)))
+    monkeypatch.setattr(pacer, "record", lambda rows, drafted, _, tree: told.append((drafted, tree)))
     # Where time decided, only one node might be verified: a chain.
     pacer.step_time = StepTime.known(lambda n: 1.0)
     assert generate(ours, eos_token_id=None) == text
     assert set(told) == {(0, False), (4, True)}
     trees = told.count((4, True))
-    report = ours.pacing
-    assert report is not None
-    by_probability = {row["predicted"]: (row["observed"], row["tokens"]) for row in report["calibration"]}
-    # 0.9 and 0.8 at first, in one bucket, of which the second is right; behind it 0.7 right and 0.6 wrong.
-    assert by_probability == {0.85: (0.5, 2 * trees), 0.7: (1.0, trees), 0.6: (0.0, trees)}
+    tokens, right, predicted = pacer.calibration.sum(axis=0)
+    # 0.9 and 0.8 at first, of which the second is right; behind it 0.7 right and 0.6 wrong.
+    assert (tokens, right) == (4 * trees, 2 * trees)
+    assert predicted == pytest.approx(3.0 * trees)
+
+
+def test_a_tree_that_lost_nodes_to_a_token_that_ends_the_text_is_not_judged(text: list[int]) -> None:
+    end = next(token for token in range(tiny.VOCABULARY) if token not in text)
+    ours = Speculative(Branching(text, wrong=end), pacing="on")
+    pacer = ours._pacer
+    assert pacer is not None
+    pacer.step_time = StepTime.known(lambda n: 1.0)
+    assert generate(ours, eos_token_id=end) == text
+    assert ours.statistics is not None
+    assert ours.statistics.accepted > 0
+    assert ours.statistics.drafted == 3 * ours.statistics.drafts
+    assert not pacer.calibration.any()
 
 
 def test_fusion_is_paced_by_default(text: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

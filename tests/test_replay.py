@@ -237,6 +237,8 @@ class TestSimulation:
         assert (outcome.steps, outcome.drafted, outcome.accepted) == (3, 4, 2)
         assert outcome.as_dict()["by_source"]["responses"] == {"drafted": 2, "accepted": 2}
         assert outcome.as_dict()["by_source"]["own_text"] == {"drafted": 2, "accepted": 0}
+        # Judged are 0.5 and 0.4, and half of that behind the second, which is right; behind a wrong token none is.
+        assert outcome.calibration.sum(axis=0) == pytest.approx([3, 2, 1.4])
 
     def test_pacing_leaves_out_what_does_not_pay(self):
         reply = [3, 4] * 20

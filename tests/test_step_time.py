@@ -35,7 +35,7 @@ class TestStepTime:
     def test_never_falls_and_is_convex(self, steps, least):
         time = StepTime(0.03, least)
         for more, drafted, seconds in steps:
-            time.record(least + more % least, drafted, seconds)
+            time.record(least + more % least, drafted, seconds, drafted % 2 == 1)
         plain, grid, shape = time.knots(least)
         assert plain == pytest.approx(1)
         assert np.isfinite(shape).all()
@@ -96,7 +96,7 @@ class TestStepTime:
             branched = bool(source.integers(2))
             drafted = int(source.choice([4, 8, 12] if branched else [0, 0, 2, 4, 8]))
             time.record(1, drafted, 0.05 * (1 + 0.04 * drafted + mask * branched) * source.lognormal(0, 0.1), branched)
-        assert time.branching(1) == pytest.approx(mask, abs=0.05)
+        assert time.tree_price(1) == pytest.approx(mask, abs=0.05)
         assert time.cost(1, 8) == pytest.approx(1.32, rel=0.05)
 
     def test_a_dear_tree_is_forgotten_when_none_is_seen(self):
@@ -105,9 +105,9 @@ class TestStepTime:
             time.record(1, 4, 0.1 * source.lognormal(0, 0.1), True)
             time.record(1, 0, 0.05 * source.lognormal(0, 0.1))
             time.record(1, 4, 0.06 * source.lognormal(0, 0.1))
-        assert time.branching(1) > 0.5
+        assert time.tree_price(1) > 0.5
         teach(time, lambda d: 1 + 0.05 * d, 3000, source)
-        assert time.branching(1) < 0.1
+        assert time.tree_price(1) < 0.1
 
     def test_is_robust_to_outliers(self):
         time, source = StepTime(0.03), np.random.default_rng(0)

@@ -16,7 +16,7 @@ from freedraft.integrations.vllm import pacing as vllm_pacing
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics, describe, describe_pacing
 from freedraft.integrations.vllm.tap import MadeUpRankings, Ranked
 from freedraft.plugins.base import Drafts
-from freedraft.plugins.calibration import CHAINS
+from freedraft.plugins.calibration import NO_PARENTS
 from freedraft.plugins.pacing import Pacer, PacingSettings
 from freedraft.plugins.step_time import StepTime
 
@@ -42,11 +42,11 @@ class Noting(Pacer):
         self.filled.append(filled)
         return drafts
 
-    def record(self, sequences: int, drafted: int, seconds: float, branched: bool = False) -> None:
+    def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
         self.steps_told.append((sequences + drafted, seconds))
 
-    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = CHAINS) -> None:
-        assert parents is CHAINS
+    def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = NO_PARENTS) -> None:
+        assert parents is NO_PARENTS
         self.judged.append((np.round(probability.astype(float), 3).tolist(), offsets.tolist(), last.tolist()))
 
 
