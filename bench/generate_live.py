@@ -178,13 +178,14 @@ def measure(
     # transformers refuses to speculate on batches.
     batching = {name: answer for name, answer in answering.items() if name != LOOKUP}
     measured: dict[tuple[int, str], list[tuple[Any, dict[str, Answer]]]] = {}
-    chats = {task: [prompt(text) for text in texts] for task, texts in tasks(warm + single + BATCH).items()}
+    chats = {task: [prompt(text) for text in texts] for task, texts in tasks(warm + 1 + single + BATCH).items()}
     warming = [text for texts in chats.values() for text in texts[:warm]]
     in_turns(answering, [encoded([text]) for text in warming], 0)
-    in_turns(batching, [encoded(warming[:BATCH])], 0)
+    # Other prompts: who repeats a question teaches that replies are repeated.
+    in_turns(batching, [encoded([text for texts in chats.values() for text in texts[warm : warm + 1]][:BATCH])], 0)
     print("warm", flush=True)
     for turn, (task, texts) in enumerate(chats.items()):
-        alone = [encoded([text]) for text in texts[warm:-BATCH]]
+        alone = [encoded([text]) for text in texts[warm + 1 : -BATCH]]
         measured[1, task] = list(zip(alone, in_turns(answering, alone, turn), strict=True))
         batch = [encoded(texts[-BATCH:])]
         measured[BATCH, task] = list(zip(batch, in_turns(batching, batch, turn), strict=True))

@@ -24,7 +24,7 @@ from vllm_engines import Method, Options, answer, engines, freedraft
 from vllm_runs import prompt
 
 STREAMS = 8
-WARM = 3
+WARM = 4
 DRAFTED = 12
 PLAIN = "plain"
 METHODS: dict[str, Method] = {
@@ -58,7 +58,8 @@ def compare(
         (task, streams): {name: [] for name in names} for streams in (1, STREAMS) for task in prompts
     }
     with engines({name: METHODS[name] for name in names}, options) as pipes:
-        for streams, texts in ((STREAMS, slice(WARM)), (1, slice(1))):
+        # Other prompts alone than together: who repeats a question teaches that replies are repeated.
+        for streams, texts in ((STREAMS, slice(WARM - 1)), (1, slice(WARM - 1, WARM))):
             answer(pipes, [text for of_task in prompts.values() for text in of_task[texts]], streams)
         print("warm", flush=True)
         at = WARM
