@@ -73,7 +73,11 @@ class Clock:
 
 @contextmanager
 def engines(methods: Mapping[str, Method], options: Options) -> Iterator[dict[str, Connection]]:
-    """Start an engine for each method; yields the pipes to them. One that fails to start raises EOFError here."""
+    """Start an engine for each method; yields the pipes to them. One that fails to start raises EOFError here.
+
+    Raises:
+        SystemExit: at the end, if one has failed.
+    """
     spawn = multiprocessing.get_context("spawn")
     names = list(methods)
     pipes: dict[str, Connection] = {}
@@ -97,6 +101,8 @@ def engines(methods: Mapping[str, Method], options: Options) -> Iterator[dict[st
                 pipe.send(None)
         for process in processes:
             process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("an engine failed; see above")
 
 
 def answer(

@@ -1,4 +1,4 @@
-"""Trees among drafts: whether there are any, and the likeliest branch of each."""
+"""The likeliest branch of each draft: of a tree a part, of a chain all."""
 
 from __future__ import annotations
 
@@ -7,24 +7,6 @@ import numpy as np
 from freedraft.plugins.base import Drafts
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
-
-
-@kernel
-def any_tree(parents: Int32, offsets: Int64) -> bool:
-    """Whether any row of `Drafts` is more than a chain."""
-    found = False
-    for row in range(len(offsets) - 1):
-        found |= row_branches(parents, offsets[row], offsets[row + 1])
-    return found
-
-
-@kernel
-def row_branches(parents: Int32, start: int, stop: int) -> bool:
-    """Whether a row of `Drafts`, from `start` to `stop`, is more than a chain."""
-    found = False
-    for i in range(start, stop):
-        found |= parents[i] != i - start - 1
-    return found
 
 
 def likeliest_chains(drafts: Drafts) -> tuple[Drafts, Int32]:
@@ -53,7 +35,9 @@ def _likeliest_chains(
     used = 0
     for row in range(rows):
         start, stop = offsets[row], offsets[row + 1]
-        branches = row_branches(parents, start, stop)
+        branches = False
+        for i in range(start, stop):
+            branches |= parents[i] != i - start - 1
         node = -1
         first = used
         while start + node + 1 < stop:

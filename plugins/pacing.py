@@ -151,12 +151,9 @@ class Pacer:
         self._plain_in_a_row = 0
         self.verified += 1
         self._tried += self._exploring
-        if others:
-            self._of_this_shape = self._of_this_shape + 1 if part.tree == self._tree else 1
-            self._tree = part.tree
-            if self._of_this_shape > self.settings.explore:
-                # What a tree costs more is known only where there are chains, too, and changes.
-                part, self._of_this_shape = others[0], 0
+        if others and self._time_for_the_other_shape(part.tree):
+            part = others[0]
+            if not self._exploring:
                 self.explored += 1
                 self._tried += 1
         self.trees += part.tree
@@ -166,6 +163,18 @@ class Pacer:
         self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
         return kept
+
+    def _time_for_the_other_shape(self, tree: bool) -> bool:
+        """Take in a step that could verify a tree or chains, of which one is thought better; whether to try the other.
+
+        What a tree costs more is known only where there are both, and changes.
+        """
+        self._of_this_shape = self._of_this_shape + 1 if tree == self._tree else 1
+        self._tree = tree
+        if self._of_this_shape <= self.settings.explore:
+            return False
+        self._of_this_shape = 0
+        return True
 
     def _turn_to(self, sequences: int) -> None:
         """Let `step_time` be that of a batch of so many sequences."""
@@ -263,9 +272,10 @@ class Pacer:
         """What was decided and why, for people and JSON.
 
         `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now and drafts that are chains,
-        `tree_ms` what a tree takes more, `verified` and `trees` the steps that verified a draft and a tree, `gain` the
-        tokens a second that are expected, as a multiple of plain decoding's, `calibration` the predicted and the
-        observed share of right tokens, given that all before them were right, by tenths of the prediction.
+        `tree_ms` what a tree takes more (a guess until it was measured), `verified` and `trees` the steps that verified a
+        draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's, `calibration`
+        the predicted and the observed share of right tokens, given that all before them were right, by tenths of the
+        prediction.
         """
         with self._lock:
             return {

@@ -1,7 +1,8 @@
 """What of a batch of drafts could be verified, and what each choice brings: trees, or the likeliest chains in them.
 
 A sequence that is alone needs a mask for a tree and none for a chain, and of a tree the accepted path has to be
-gathered in the cache. So where the tokens that the rule takes are a tree, it is tried on the likeliest chains as well.
+gathered in the cache. So where the tokens that the rule takes are a tree, the rule is tried on the likeliest chains as
+well.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import drafters
+import numpy as np
 import vllm.distributed.parallel_state
 import vllm.platforms
 import vllm.v1.sample.rejection_sampler  # noqa: F401
@@ -54,6 +55,12 @@ def compiled_late(options: dict[str, Any]) -> list[str]:
         pacer = Pacer()
         pacer.step_time = StepTime.known(lambda n: 1.0 + 0.85 * (n - 1))
         assert len(pacer.cut(drafters.chain([5, 6]), 1).tokens) == 1
+        for padded in (False, True):
+            # And of a tree all is, or what a tree brings is not worth it.
+            for price in (0.01, 0.85):
+                pacer.step_time = StepTime.known(lambda n, price=price: 1.0 + price * (n - 1))
+                cut = pacer.cut(drafters.tree([(5, -1), (6, -1), (7, 0)]), 1, padded=padded)
+                pacer.judge(cut.probability, cut.offsets, np.array([0]), cut.parents)
     return sorted(name for name, count in signatures().items() if count != ready.get(name, 0))
 
 

@@ -654,6 +654,25 @@ def best_of_trees_and_chains(
     return max(best_of([range(len(row)) for row in rows]), best_of([likeliest_branch(row) for row in rows]))
 
 
+def judged(rows: Sequence[Sequence[tuple[int, float]]], last: Sequence[int]) -> list[tuple[float, bool]]:
+    """Of drafts that were verified, the nodes whose ancestors were right: probability behind these, and whether right.
+
+    Args:
+        rows: of each node its parent in the row, -1 = none, and its probability with its ancestors.
+        last: of each row the node that was right last, -1 = none.
+    """
+    found = []
+    for row, node in zip(rows, last, strict=True):
+        right = set()
+        while node >= 0:
+            right.add(node)
+            node = row[node][0]
+        for i, (parent, chance) in enumerate(row):
+            if parent < 0 or parent in right:
+                found.append((chance / (1.0 if parent < 0 else row[parent][1]), i in right))
+    return found
+
+
 def likeliest_branch(row: Sequence[tuple[int, float]]) -> list[int]:
     """The likeliest child of the likeliest child and so on, of nodes with a parent and a probability each."""
     branch: list[int] = []

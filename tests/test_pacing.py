@@ -17,7 +17,7 @@ from freedraft.plugins.pacing import Pacer, PacingSettings, pacer_for
 from freedraft.plugins.pacing_choice import choices
 from freedraft.plugins.pacing_rule import best_prefix, best_width
 from freedraft.plugins.registry import make_drafter
-from freedraft.plugins.step_time import GRID, StepTime, interpolate
+from freedraft.plugins.step_time import GRID, TREE, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
 
 chances = st.floats(0.01, 1).map(lambda p: float(np.float32(p)))
@@ -62,6 +62,18 @@ def grown(source, count):
         parent = int(source.integers(-1, node)) if node else -1
         nodes.append((parent, float(np.float32(source.random() * (1.0 if parent < 0 else nodes[parent][1])))))
     return nodes
+
+
+def drafts_of(rows):
+    """Drafts of rows of nodes, each with its parent and its cumulative probability."""
+    flat = [node for row in rows for node in row]
+    return Drafts(
+        np.arange(len(flat), dtype=np.int32),
+        np.array([parent for parent, _ in flat], np.int32),
+        np.array([chance for _, chance in flat], np.float32),
+        np.zeros(len(flat), np.uint8),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+    )
 
 
 rows_of_chances = st.lists(st.lists(chances, max_size=3).map(falling), min_size=1, max_size=3)
@@ -565,7 +577,7 @@ class TestTrees:
     @staticmethod
     def knowing(slope, mask, settings=None):
         pacer = told(slope, settings)
-        pacer.step_time._parameters[-1] = mask
+        pacer.step_time._parameters[TREE] = mask
         return pacer
 
     @pytest.mark.parametrize("padded", [False, True])
@@ -591,13 +603,7 @@ class TestTrees:
     def test_is_worth_what_the_best_of_the_rule_on_trees_and_on_chains_is(self, seed, slope, mask, gain, padded):
         source = np.random.default_rng(seed)
         rows = [grown(source, int(source.integers(0, 7))) for _ in range(int(source.integers(1, 4)))]
-        drafts = Drafts(
-            np.arange(sum(map(len, rows)), dtype=np.int32),
-            np.array([parent for row in rows for parent, _ in row], np.int32),
-            np.array([chance for row in rows for _, chance in row], np.float32),
-            np.zeros(sum(map(len, rows)), np.uint8),
-            np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-        )
+        drafts = drafts_of(rows)
         if not len(drafts.tokens):
             return
         best, *_ = choices(drafts, len(rows), self.knowing(slope, mask).step_time, gain, padded)
@@ -614,6 +620,15 @@ class TestTrees:
             assert verified.count(5 - usual) == len(verified) // 11
             assert verified.count(usual) == len(verified) - len(verified) // 11
             assert pacer.report()["trees"] == verified.count(3)
+            # Two verified the other shape, the rest are steps without a draft.
+            assert pacer.explored == 2 + left.count(0)
+            assert pacer.decisions == {"verified": len(verified) - 2, "plain": 0, "explored": pacer.explored}
+
+    def test_a_step_that_is_tried_for_two_reasons_counts_once(self):
+        pacer = self.knowing(0.49, 0.0, PacingSettings(margin=0.05, explore=2))
+        left = [len(pacer.cut(self.TREE, 1).tokens) for _ in range(12)]
+        assert left == [0, 0, 2, 0, 0, 2, 0, 0, 1, 0, 0, 2]
+        assert pacer.decisions == {"verified": 0, "plain": 8, "explored": 4}
 
     @pytest.mark.parametrize("mask", [0.1, 0.8])
     def test_finds_out_whether_trees_pay(self, mask):
@@ -646,9 +661,32 @@ class TestTrees:
             pacer.record(1, 3, 0.0139, True)
         assert pacer.step_time.tree_price(1) == pytest.approx(0.3, abs=0.03)
         assert pacer.step_time.cost(1, 3) == pytest.approx(1.09, abs=0.03)
+        assert pacer.report()["tree_ms"] == pytest.approx(3.0, abs=0.3)
 
 
 class TestAccount:
+    @given(st.integers(0, 2**32 - 1), st.booleans())
+    @settings(max_examples=80)
+    def test_counts_what_the_naive_account_does(self, seed, straight):
+        source = np.random.default_rng(seed)
+        rows = [grown(source, int(source.integers(0, 6))) for _ in range(int(source.integers(1, 5)))]
+        if straight:
+            rows = [
+                [(i - 1, chance) for i, chance in enumerate(sorted((c for _, c in row), reverse=True))] for row in rows
+            ]
+        last = [int(source.integers(-1, len(row))) for row in rows]
+        drafts = drafts_of(rows)
+        pacer = Pacer()
+        pacer.judge(drafts.probability, drafts.offsets, np.array(last), drafts.parents)
+        expected = naive.judged(rows, last)
+        tokens, right, predicted = pacer.calibration.sum(axis=0)
+        assert (tokens, right) == (len(expected), sum(hit for _, hit in expected))
+        assert predicted == pytest.approx(sum(chance for chance, _ in expected), abs=1e-4)
+        if straight:
+            other = Pacer()
+            other.judge(drafts.probability, drafts.offsets, np.array(last))
+            assert (other.calibration == pacer.calibration).all()
+
     def test_of_a_tree_are_judged_the_nodes_behind_right_ones(self):
         pacer = Pacer()
         tree = (

@@ -16,7 +16,7 @@ from freedraft.integrations.hf.feedback import of_all_nodes, together
 from freedraft.integrations.hf.row import Step
 from freedraft.integrations.hf.statistics import Statistics
 from freedraft.plugins.base import Drafts, Feedback
-from freedraft.plugins.branches import any_tree, likeliest_chains
+from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.pacing import Pacer
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -117,9 +117,11 @@ class Drafting:
         drafts = self._guard.draft(self._slots, np.array(budgets, np.int32), self._vocabulary)
         self._asked = drafts
         self._statistics.proposed += len(drafts.tokens)
-        if self._why_no_trees is not None and any_tree(drafts.parents, drafts.offsets):
-            log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
-            drafts, _ = likeliest_chains(drafts)
+        if self._why_no_trees is not None:
+            chains, _ = likeliest_chains(drafts)
+            if len(chains.tokens) < len(drafts.tokens):
+                log_once(f"freedraft: of trees only the likeliest branch is verified: {self._why_no_trees}")
+                drafts = chains
         self._drafts = drafts = self._paced(drafts)
         self._shapes = [as_draft(drafts, row) for row in range(count)]
         self._statistics.drafting_seconds += perf_counter() - started
