@@ -671,9 +671,8 @@ class TestAccount:
         source = np.random.default_rng(seed)
         rows = [grown(source, int(source.integers(0, 6))) for _ in range(int(source.integers(1, 5)))]
         if straight:
-            rows = [
-                [(i - 1, chance) for i, chance in enumerate(sorted((c for _, c in row), reverse=True))] for row in rows
-            ]
+            falling_ones = [sorted((chance for _, chance in row), reverse=True) for row in rows]
+            rows = [[(i - 1, chance) for i, chance in enumerate(row)] for row in falling_ones]
         last = [int(source.integers(-1, len(row))) for row in rows]
         drafts = drafts_of(rows)
         pacer = Pacer()

@@ -13,7 +13,7 @@ from freedraft.integrations.replay.costs import Cost, read_cost
 from freedraft.integrations.replay.recorded import Request, Tokenizer
 from freedraft.integrations.replay.simulate import Outcome, replay, told_pacer
 from freedraft.plugins.config import Config, parse_config
-from freedraft.plugins.pacing import pacer_for
+from freedraft.plugins.pacing import compile_kernels, pacer_for
 from freedraft.plugins.registry import drafter_class, drafter_from_config
 from freedraft.retrieval.errors import InputError
 
@@ -35,6 +35,7 @@ def run(
 
 def rehearse(config: Config, streams: int, padded: bool) -> None:
     """Replay made-up text, so that kernels are compiled, or loaded, before the drafter's time is measured."""
+    compile_kernels()
     text = np.tile(np.arange(1, 9, dtype=np.int32), 8)
     run(config, [Request(text, text)] * streams, read_cost("0"), streams, padded, rehearsing=True)
 
