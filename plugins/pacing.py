@@ -272,10 +272,10 @@ class Pacer:
         """What was decided and why, for people and JSON.
 
         `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now and drafts that are chains,
-        `tree_ms` what a tree takes more (a guess until it was measured), `verified` and `trees` the steps that verified a
-        draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's, `calibration`
-        the predicted and the observed share of right tokens, given that all before them were right, by tenths of the
-        prediction.
+        `tree_ms` what a tree takes more (a guess until it was measured), `verified` and `trees` the steps that verified
+        a draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's,
+        `calibration` the predicted and the observed share of right tokens, given that all before them were right, by
+        tenths of the prediction.
         """
         with self._lock:
             return {
