@@ -98,7 +98,7 @@ class Pacer:
         self._exploring = self._verifying = False
         self._tried = self._odd = 0
         self._tree = False
-        self._of_this_shape = 0
+        self._of_this_shape = self._odd_trees = 0
         self._tokens = self._time = 1.0
         self._left_out = 0.0
         self._lock = threading.Lock()
@@ -238,11 +238,18 @@ class Pacer:
                 return
             self._turn_to(sequences)
             ratio = self.step_time.record(sequences, drafted, seconds, tree)
+            odd = not 1 / self.ODD < ratio < self.ODD
             if self._exploring:
-                if 1 / self.ODD < ratio < self.ODD:
-                    self._odd = 0
-                else:
+                if odd:
                     self._try_again(ratio < 2 / 3)
+                else:
+                    self._odd = 0
+            if tree:
+                self._odd_trees = min(self._odd_trees + 1, self.MOST_ODD) if odd else 0
+                if odd:
+                    # Likewise, where chains are thought better.
+                    wait = self.SOON * 2 ** (self._odd_trees - 1)
+                    self._of_this_shape = max(self._of_this_shape, self.settings.explore - wait)
 
     def _try_again(self, at_once: bool) -> None:
         """Repeat a trial that did not go as expected: soon, and at once if it went much better.

@@ -45,7 +45,7 @@ class StepTime:
         told: it was not measured, and never is.
         sequences: the smallest batch that it is for, S0; larger ones have less than twice as many.
         speed: seconds of a step of S0 sequences without a draft; 0 before the first sample.
-        plain_steps, draft_steps: steps seen, without and with a draft.
+        plain_steps, draft_steps, tree_steps: steps seen, without a draft, with chains only, and with a tree.
     """
 
     FIRST = 5
@@ -67,7 +67,7 @@ class StepTime:
     def __init__(self, prior_slope: float, sequences: int = 1) -> None:
         self.sequences = sequences
         self.speed = 0.0
-        self.plain_steps = self.draft_steps = 0
+        self.plain_steps = self.draft_steps = self.tree_steps = 0
         slope = prior_slope * sequences / (1.0 + prior_slope * (sequences - 1))
         self._prior: Float64 = np.zeros(FEATURES)
         self._prior[0], self._prior[1], self._prior[3], self._prior[TREE] = 1.0, slope, slope, TREE_PRIOR
@@ -81,9 +81,9 @@ class StepTime:
         self._last = (0, 0, False)
         self._run = 0
         self._most_drafted = 0
-        # By kind, without and with a draft: how the last one surprised, and whether the other kind, since, did not.
-        self._surprises = [0, 0]
-        self._calm = [False, False]
+        # By kind, without a draft, with chains, with a tree: how the last one surprised; whether others, since, did not.
+        self._surprises = [0, 0, 0]
+        self._calm = [False, False, False]
 
     def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> float:
         """Take in one step of `seconds` from end to end. Nonsense and smaller batches are left out.
@@ -106,9 +106,11 @@ class StepTime:
         self._run = self._run + 1 if kind == self._last else 1
         self._last = kind
         if self._run <= self.TELLING:
-            most = self._believed(drafted > 0, ratio)
+            most = self._believed(2 if tree else int(drafted > 0), ratio)
             self._learn(features, expected, min(max(ratio, 1 / most), most))
-        if drafted:
+        if tree:
+            self.tree_steps += 1
+        elif drafted:
             self.draft_steps += 1
         else:
             self.plain_steps += 1
@@ -118,20 +120,21 @@ class StepTime:
         self._lately = [*self._lately[1 - self.LATELY :], now]
         return ratio
 
-    def _believed(self, drafted: bool, ratio: float) -> float:
-        """The factor by which this step may differ from what is expected.
+    def _believed(self, kind: int, ratio: float) -> float:
+        """The factor by which this step, of such a kind, may differ from what is expected.
 
-        One that surprises is held to be a stray; where the last of its kind did so too, and the other kind, seen in
+        One that surprises is held to be a stray; where the last of its kind did so too, and another kind, seen in
         between, did not, T has changed: then what was learnt before counts little.
         """
         surprise = int(ratio > self.SURPRISE) - int(ratio < 1 / self.SURPRISE)
-        changed = surprise != 0 and surprise == self._surprises[drafted] and self._calm[drafted]
-        self._surprises[drafted], self._calm[drafted] = surprise, False
-        self._calm[not drafted] = surprise != self._surprises[not drafted]
+        changed = surprise != 0 and surprise == self._surprises[kind] and self._calm[kind]
+        for other in range(len(self._calm)):
+            self._calm[other] = surprise != self._surprises[other]
+        self._surprises[kind], self._calm[kind] = surprise, False
         if changed:
             self._squares *= self.KEPT
             self._products *= self.KEPT
-        few = (self.draft_steps if drafted else self.plain_steps) < self.FIRST
+        few = (self.plain_steps, self.draft_steps, self.tree_steps)[kind] < self.FIRST
         return self.FIRST_SURPRISE if few or changed else self.SURPRISE
 
     def _learn(self, features: Float64, expected: float, ratio: float) -> None:
@@ -180,7 +183,7 @@ class StepTime:
 
     def table(self) -> dict[int, float]:
         """T in seconds by tokens in the forward pass, as far as drafts went, for the batch size of the latest step."""
-        if not self.plain_steps + self.draft_steps:
+        if not self.plain_steps + self.draft_steps + self.tree_steps:
             return {}
         sequences, most = self._last[0], self._most_drafted
         plain, _, _ = self.knots(sequences)
