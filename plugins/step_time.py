@@ -81,7 +81,7 @@ class StepTime:
         self._last = (0, 0, False)
         self._run = 0
         self._most_drafted = 0
-        # By kind, without a draft, with chains, with a tree: how the last one surprised; whether others, since, did not.
+        # By kind (no draft, chains, a tree): how the last one surprised, and whether another, since, did not.
         self._surprises = [0, 0, 0]
         self._calm = [False, False, False]
 
