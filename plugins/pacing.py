@@ -159,7 +159,8 @@ class Pacer:
         self.trees += part.tree
         kept = part.cut()
         # In padded passes a token may cost nothing, and says nothing of the price of others.
-        self._left_out = 0.0 if padded or part.kept.all() else float(kept.probability.min())
+        whole = len(kept.tokens) == len(part.drafts.tokens)
+        self._left_out = 0.0 if padded or whole else float(kept.probability.min())
         self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
         return kept

@@ -53,6 +53,18 @@ def trees(rows: Sequence[Sequence[tuple[int, int]]]) -> Drafts:
     )
 
 
+def of_nodes(rows: Sequence[Sequence[tuple[int, float]]]) -> Drafts:
+    """A row a tree of `(parent, probability)` a node; tokens and sources count up, so that each node is known again."""
+    nodes = [node for row in rows for node in row]
+    return Drafts(
+        np.arange(10, 10 + len(nodes), dtype=np.int32),
+        np.array([parent for parent, _ in nodes], np.int32),
+        np.array([chance for _, chance in nodes], np.float32),
+        np.arange(len(nodes), dtype=np.uint8),
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+    )
+
+
 class Scripted:
     """Drafts what `propose(text, budget)` says, and remembers all it was told.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import drafters
 import naive
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freedraft.plugins.base import Drafts
 from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.pacing_rule import is_tree
 
@@ -18,15 +18,7 @@ nodes = st.lists(st.tuples(st.integers(0, 99), st.sampled_from([0.1, 0.5, 0.9]))
 def drafts_of(rows):
     """The rows as drafts; node i of a row hangs on one of the i before it, or on the committed text."""
     rows = [[(draw % (i + 1) - 1, chance) for i, (draw, chance) in enumerate(row)] for row in rows]
-    flat = [node for row in rows for node in row]
-    drafts = Drafts(
-        np.arange(10, 10 + len(flat), dtype=np.int32),
-        np.array([parent for parent, _ in flat], np.int32),
-        np.array([chance for _, chance in flat], np.float32),
-        np.arange(len(flat), dtype=np.uint8),
-        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-    )
-    return rows, drafts
+    return rows, drafters.of_nodes(rows)
 
 
 @given(st.lists(nodes, max_size=4))

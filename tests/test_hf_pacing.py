@@ -43,6 +43,7 @@ class Noting(Pacer):
 
     def judge(self, probability: Any, offsets: Any, last: Any, parents: Any = NO_PARENTS) -> None:
         assert offsets.tolist() == [0, len(probability)]
+        assert len(last) == 1
         assert parents.tolist() == list(range(-1, len(probability) - 1))
         self.judged.append((len(probability), int(last[0]) + 1))
 

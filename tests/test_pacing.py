@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import drafters
 import naive
 import numpy as np
 import pytest
@@ -62,18 +63,6 @@ def grown(source, count):
         parent = int(source.integers(-1, node)) if node else -1
         nodes.append((parent, float(np.float32(source.random() * (1.0 if parent < 0 else nodes[parent][1])))))
     return nodes
-
-
-def drafts_of(rows):
-    """Drafts of rows of nodes, each with its parent and its cumulative probability."""
-    flat = [node for row in rows for node in row]
-    return Drafts(
-        np.arange(len(flat), dtype=np.int32),
-        np.array([parent for parent, _ in flat], np.int32),
-        np.array([chance for _, chance in flat], np.float32),
-        np.zeros(len(flat), np.uint8),
-        np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-    )
 
 
 rows_of_chances = st.lists(st.lists(chances, max_size=3).map(falling), min_size=1, max_size=3)
@@ -603,7 +592,7 @@ class TestTrees:
     def test_is_worth_what_the_best_of_the_rule_on_trees_and_on_chains_is(self, seed, slope, mask, gain, padded):
         source = np.random.default_rng(seed)
         rows = [grown(source, int(source.integers(0, 7))) for _ in range(int(source.integers(1, 4)))]
-        drafts = drafts_of(rows)
+        drafts = drafters.of_nodes(rows)
         if not len(drafts.tokens):
             return
         best, *_ = choices(drafts, len(rows), self.knowing(slope, mask).step_time, gain, padded)
@@ -674,7 +663,7 @@ class TestAccount:
             falling_ones = [sorted((chance for _, chance in row), reverse=True) for row in rows]
             rows = [[(i - 1, chance) for i, chance in enumerate(row)] for row in falling_ones]
         last = [int(source.integers(-1, len(row))) for row in rows]
-        drafts = drafts_of(rows)
+        drafts = drafters.of_nodes(rows)
         pacer = Pacer()
         pacer.judge(drafts.probability, drafts.offsets, np.array(last), drafts.parents)
         expected = naive.judged(rows, last)
