@@ -2,12 +2,13 @@
 
 As in PAQ-style compressors (Mahoney 2005, "Adaptive weighing of context models for lossless data compression"): each
 context has a rate at which a token with such counts turned out right, learnt; the rates' log-odds are added up with
-learnt weights. Two adaptive probability maps then tell what such a sum has been worth behind the same last token, and
+learnt weights. A weight is the sum of three, so that behind a line's end, say, or for a digit, a kind of context can
+count for more or less than it does on the whole. Two adaptive probability maps then tell what such a sum has been worth behind the same last token, and
 for the same candidate: some tokens, the rest of a word say, are foreseen better than others. A last stage corrects the
 mean of the three by what it has been worth. Everything learns online, from every committed token, and starts from what
 `start` derives from the escape estimate of `own_text`, so it is of use from the first.
 
-    odds = bias + sum over contexts of weight x stretch(rate)
+    odds = bias + sum over contexts of (weight[longest match] + weight[last] + weight[token]) x stretch(rate)
     p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds))) + bias of the sequence))
 
 `judging` has that bias, and how many tokens in a row were foreseen, by which the last stage tells copies from the rest.
@@ -60,6 +61,8 @@ LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than t
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
 FIRST_WEIGHT = 0.3
 LEARNING_RATE = 0.01
+WEIGHT_TOKENS = 1024  # tokens that share an entry share these weights
+TOKEN_LEARNING_RATE = 0.04
 RATE_LIMIT = 255  # a rate remembers about as many observations
 RATE_PRIOR = 8.0  # observations that the start of a rate counts for
 LOWEST = 1.0 / 2048
@@ -89,6 +92,7 @@ class Mixer(NamedTuple):
         stretched: float32 `(RATES,)`, `stretch` of each rate, which saves a logarithm for each context of a candidate.
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
+        token_weights: float32 `(2, WEIGHT_TOKENS, INPUTS)`, added to these by the last token, and by the candidate.
         correction: float32 `(RUN_BUCKETS, ODDS_STEPS)`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
         maps: float32 `(MAPS, MAP_TOKENS, MAP_STEPS)`.
@@ -99,6 +103,7 @@ class Mixer(NamedTuple):
     stretched: Float32
     observed: Int32
     weights: Float32
+    token_weights: Float32
     correction: Float32
     corrected: Float32
     maps: Float32
@@ -152,6 +157,7 @@ def start() -> Mixer:
         stretched_rates(rates),
         np.zeros(RATES, np.int32),
         weights,
+        np.zeros((2, WEIGHT_TOKENS, INPUTS), np.float32),
         correction.astype(np.float32),
         np.zeros((RUN_BUCKETS, ODDS_STEPS), np.float32),
         np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (MAPS, MAP_TOKENS, 1)),
@@ -230,8 +236,10 @@ def find_candidates(evidence: Int64, rows: int, candidates: Candidates) -> int:
 def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, found: int, last: int) -> None:
     """Mix the evidence for each of the first `found` candidates, whose `times` are known, behind the token `last`."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
+    behind = mixer.token_weights[0, last & (WEIGHT_TOKENS - 1)]
     for j in range(found):
         token = candidates.tokens[j]
+        candidate = mixer.token_weights[1, token & (WEIGHT_TOKENS - 1)]
         odds = BIAS_INPUT * weights[BIAS]
         for i in range(rows):
             seen = evidence[i, SEEN]
@@ -243,10 +251,10 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
             rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
             candidates.rate[j, i] = rate
             candidates.stretched[j, i] = mixer.stretched[rate]
-            odds += weights[place] * candidates.stretched[j, i]
+            odds += (weights[place] + behind[place] + candidate[place]) * candidates.stretched[j, i]
         candidates.odds[j] = odds
-        behind = map_odds(mixer, 0, last, odds)
-        candidates.mixed[j] = squash((odds + behind + map_odds(mixer, 1, token, odds)) / (1.0 + MAPS))
+        mapped = map_odds(mixer, 0, last, odds) + map_odds(mixer, 1, token, odds)
+        candidates.mixed[j] = squash((odds + mapped) / (1.0 + MAPS))
 
 
 @kernel
@@ -304,15 +312,20 @@ def learn(
 ) -> None:
     """Move rates, weights and maps towards what was committed, after `predict` for that position."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
+    behind = mixer.token_weights[0, last & (WEIGHT_TOKENS - 1)]
     for j in range(found):
+        candidate = mixer.token_weights[1, candidates.tokens[j] & (WEIGHT_TOKENS - 1)]
         right = 1.0 if candidates.tokens[j] == committed else 0.0
-        error = LEARNING_RATE * (right - squash(candidates.odds[j]))
+        error = right - squash(candidates.odds[j])
         learn_map(mixer, 0, last, candidates.odds[j], right)
         learn_map(mixer, 1, candidates.tokens[j], candidates.odds[j], right)
-        weights[BIAS] += error * BIAS_INPUT
+        weights[BIAS] += LEARNING_RATE * error * BIAS_INPUT
         for i in range(rows):
             place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
-            weights[place] += error * candidates.stretched[j, i]
+            change = error * candidates.stretched[j, i]
+            weights[place] += LEARNING_RATE * change
+            behind[place] += TOKEN_LEARNING_RATE * change
+            candidate[place] += TOKEN_LEARNING_RATE * change
             rate = candidates.rate[j, i]
             mixer.observed[rate] = min(mixer.observed[rate] + 1, RATE_LIMIT)
             moved = mixer.rates[rate] + (right - mixer.rates[rate]) / (mixer.observed[rate] + RATE_PRIOR)

@@ -65,6 +65,7 @@ def read_mixer(path: Path) -> Mixer:
         stretched_rates(rates),
         np.ascontiguousarray(np.clip(loaded["observed"], 0, RATE_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
+        np.ascontiguousarray(np.clip(loaded["token_weights"], -WEIGHT_LIMIT, WEIGHT_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["correction"], 0, 1)),
         np.ascontiguousarray(np.clip(loaded["corrected"], 0, CORRECTED_LIMIT)),
         np.ascontiguousarray(np.clip(loaded["maps"], 0, 1)),

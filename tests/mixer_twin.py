@@ -29,6 +29,10 @@ def assert_same_knowledge(mixer, reference):
     for key, weight in reference.weights.items():
         place = mixing.BIAS if key[1] == -1 else key[1] * mixing.LENGTH_BUCKETS + key[2]
         assert mixer.weights[key[0], place] == pytest.approx(weight, rel=1e-5, abs=1e-6)
+    assert np.count_nonzero(mixer.token_weights) <= len(reference.token_weights)
+    for (which, token, *place), weight in reference.token_weights.items():
+        index = place[0] * mixing.LENGTH_BUCKETS + place[1]
+        assert mixer.token_weights[which, token, index] == pytest.approx(weight, rel=1e-5, abs=1e-6)
     for kept, told, nothing in ((mixer.maps, reference.maps, mixing.start().maps), (mixer.mapped, reference.mapped, 0)):
         changed = {(int(which), int(token)) for which, token in zip(*np.nonzero((kept != nothing).any(2)), strict=True)}
         assert changed <= set(told)

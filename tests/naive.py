@@ -365,6 +365,7 @@ class Mixing:
         self.rates: dict[tuple[int, ...], float] = {}
         self.observed: dict[tuple[int, ...], int] = {}
         self.weights: dict[tuple[int, ...], float] = {}
+        self.token_weights: dict[tuple[int, ...], float] = {}
         grid = [-8 + 0.5 * i for i in range(33)]
         self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(4)]
         self.corrected = [[0.0] * len(grid) for _ in range(4)]
@@ -407,7 +408,10 @@ class Mixing:
                 key = (context.kind, length, _bucket(MIX_SEENS, seen), share, latest)
                 rate = self.rate(key)
                 inputs.append((key, float32(math.log(rate / (1 - rate)))))
-                odds += self._weight(chosen, key) * inputs[-1][1]
+                weight = self._weight(chosen, key)
+                for added in self._of_tokens(last, token, key):
+                    weight = float32(weight + self.token_weights.get(added, 0.0))
+                odds += weight * inputs[-1][1]
             mean = (odds + self.map_odds(0, last, odds) + self.map_odds(1, token, odds)) / 3
             result.append(Candidate(token, _squash(mean), odds, inputs))
         return result
@@ -435,13 +439,15 @@ class Mixing:
         chosen = self._set(evidence)
         for token, _, odds, inputs in self.predict(evidence, last):
             right = 1.0 if token == committed else 0.0
-            error = 0.01 * (right - _squash(odds))
+            error = right - _squash(odds)
             self.learn_map(0, last, odds, right)
             self.learn_map(1, token, odds, right)
-            self.weights[chosen, -1] = float32(self.weights.get((chosen, -1), 0.0) + error * 0.3)
+            self.weights[chosen, -1] = float32(self.weights.get((chosen, -1), 0.0) + 0.01 * error * 0.3)
             for key, stretched in inputs:
-                weight = self._weight(chosen, key) + error * stretched
+                weight = self._weight(chosen, key) + 0.01 * error * stretched
                 self.weights[(chosen, *key[:2])] = float32(weight)
+                for added in self._of_tokens(last, token, key):
+                    self.token_weights[added] = float32(self.token_weights.get(added, 0.0) + 0.04 * error * stretched)
                 self.observed[key] = min(self.observed.get(key, 0) + 1, 255)
                 rate = self.rates[key]
                 moved = rate + (right - rate) / (self.observed[key] + 8)
@@ -464,6 +470,10 @@ class Mixing:
 
     def _weight(self, chosen: int, key: tuple[int, ...]) -> float:
         return self.weights.get((chosen, *key[:2]), float32(0.3))
+
+    def _of_tokens(self, last: int, token: int, key: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What is added to the weight of a context, by the last token and by the candidate."""
+        return [(0, last % 1024, *key[:2]), (1, token % 1024, *key[:2])]
 
     def _place(self, run: int, mixed: float) -> tuple[list[float], int, float]:
         bounded = min(max(mixed, 1e-4), 1 - 1e-4)
