@@ -214,8 +214,8 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is half of what the last cut left out, or the price of a token where T rises least, from `sequences` to
-        `most` tokens on. 0 where anything may be tried, in particular when it is time to, and where drafts are
+        It is half of what the last cut left out, or the least price of a token, where this step could gain nothing and
+        T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is time to, and where drafts are
         uniform: what is not drafted saves nothing then.
         """
         with self._lock:
@@ -225,7 +225,7 @@ class Pacer:
             if self._since_verified >= self.settings.explore or self.step_time.plain_steps < self.FIRST_PLAIN:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
-            price = max(self.gain, 1.0) * sequences * least
+            price = math.sqrt(max(self.gain, 1.0)) * sequences * least
             return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
 
     def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:

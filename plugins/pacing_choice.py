@@ -7,6 +7,7 @@ well.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from freedraft.plugins.base import Drafts
 from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.pacing_rule import (
     best_prefix,
+    best_ratio,
     best_width,
     is_tree,
     keep_marked,
@@ -68,11 +70,14 @@ def choices(
         drafts: what was drafted.
         sequences: S.
         step_time: T.
-        gain: g.
+        gain: tokens a second as a multiple of plain decoding's, in the long run.
         padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         filled: if given, everything is verified, and so many tokens at least.
     """
     sound = replace(drafts, probability=never_rising(drafts.probability, drafts.parents, drafts.offsets))
+    if filled is None:
+        here = best_ratio(sound.probability, sound.offsets, padded, sequences, *step_time.knots(sequences))
+        gain = math.sqrt(gain * here)
     part = _best_of(sound, sequences, step_time, gain, padded, filled)
     if not part.tree or filled is not None:
         return [part]
@@ -83,7 +88,7 @@ def choices(
 def _best_of(
     drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int | None
 ) -> Part:
-    """The part of drafts with sound probabilities that brings most by the rule; arguments as of `choices`."""
+    """The part of drafts with sound probabilities that brings most by the rule; `gain` is its g, others as above."""
     probability = drafts.probability
     if filled is not None:
         kept = np.ones(len(probability), np.bool_)

@@ -6,10 +6,12 @@ p the probabilities of all drafted tokens, likeliest first. Verify the first k, 
     p[0] + ... + p[k-1] - g x S x (T(k) / T(0) - 1)
 
 that is, the tokens that the draft is expected to commit, less those that its time would commit otherwise: g is the
-running ratio of the tokens a second to those of plain steps, 1 or more. This maximises tokens over time in the long run
-(Dinkelbach 1967, "On nonlinear fractional programming"), where the best ratio of each single step would spend too much
-on poor drafts. A token's probability includes its ancestors', so the likeliest first are always whole beginnings of
-drafts. Where nothing pays, k is 0.
+ratio of the tokens a second to those of plain steps. With the running ratio this maximises tokens over time in the long
+run, were each step's drafts independent of the last one's (Dinkelbach 1967, "On nonlinear fractional programming"). But
+good drafts come in a row, in a copy, where the time saved by one more token is that of a cheap step; and where drafts
+are poor, a token saves nearly a whole plain step. So g is the geometric mean of the running ratio and the best that
+this step alone could have. A token's probability includes its ancestors', so the likeliest first are always whole
+beginnings of drafts. Where nothing pays, k is 0.
 
 Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
 that number, w: the w likeliest tokens of each draft are verified, and the step verifies S x w.
@@ -36,6 +38,46 @@ def never_rising(probability: Float32, parents: Int32, offsets: Int64) -> Float3
 
 
 @kernel
+def expected_by_number(probability: Float32) -> Float64:
+    """The tokens that the k + 1 likeliest of all are expected to commit; float64 `(t,)`."""
+    return np.cumsum(np.sort(probability)[::-1].astype(np.float64))
+
+
+@kernel
+def expected_by_width(probability: Float32, offsets: Int64) -> Float64:
+    """The tokens that the k + 1 likeliest of each row are expected to commit; float64, as long as the longest row."""
+    expected = np.zeros(np.max(np.diff(offsets)))
+    for row in range(len(offsets) - 1):
+        ordered = np.sort(probability[offsets[row] : offsets[row + 1]])
+        for j in range(len(ordered)):
+            expected[j] += ordered[len(ordered) - 1 - j]
+    return np.cumsum(expected)
+
+
+@kernel
+def best_ratio(
+    probability: Float32,
+    offsets: Int64,
+    padded: bool,
+    sequences: int,
+    plain: float,
+    grid: Int64,
+    shape: Float64,
+) -> float:
+    """The most tokens a second that a step with these drafts could have, as a multiple of a plain step's; 1 at least.
+
+    Args: as of `best_prefix` and `best_width`; `padded` chooses between their ways to count.
+    """
+    expected = expected_by_width(probability, offsets) if padded else expected_by_number(probability)
+    more = sequences if padded else 1
+    most = 1.0
+    for k in range(len(expected)):
+        cost = interpolate(grid, shape, sequences + (k + 1) * more) / plain
+        most = max(most, (1.0 + expected[k] / sequences) / cost)
+    return most
+
+
+@kernel
 def best_prefix(
     probability: Float32, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
 ) -> tuple[int, float]:
@@ -50,24 +92,11 @@ def best_prefix(
     Returns:
         k, and the tokens that it brings beyond those that its time is worth.
     """
-    ordered = np.sort(probability)
-    total = len(ordered)
-    last = len(grid) - 1
+    expected = expected_by_number(probability)
     price = gain * sequences / plain
-    expected = 0.0
-    best, most = total, -np.inf
-    at = 0
-    for k in range(1, total + 1):
-        expected += ordered[total - k]
-        tokens = sequences + k
-        while at < last and grid[at + 1] <= tokens:
-            at += 1
-        if at == last:
-            time = shape[last] * tokens / grid[last]
-        else:
-            share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
-            time = shape[at] + share * (shape[at + 1] - shape[at])
-        surplus = expected - price * time
+    best, most = len(expected), -np.inf
+    for k in range(1, len(expected) + 1):
+        surplus = expected[k - 1] - price * interpolate(grid, shape, sequences + k)
         if surplus > most:
             best, most = k, surplus
     return best, most + gain * sequences
@@ -84,16 +113,11 @@ def best_width(
     Returns:
         w, and the tokens that it brings beyond those that its time is worth.
     """
-    expected = np.zeros(np.max(np.diff(offsets)))
-    for row in range(len(offsets) - 1):
-        ordered = np.sort(probability[offsets[row] : offsets[row + 1]])
-        for j in range(len(ordered)):
-            expected[j] += ordered[len(ordered) - 1 - j]
+    expected = expected_by_width(probability, offsets)
     price = gain * sequences / plain
-    best, most, total = 1, -np.inf, 0.0
+    best, most = 1, -np.inf
     for width in range(1, len(expected) + 1):
-        total += expected[width - 1]
-        surplus = total - price * interpolate(grid, shape, sequences * (1 + width))
+        surplus = expected[width - 1] - price * interpolate(grid, shape, sequences * (1 + width))
         if surplus > most:
             best, most = width, surplus
     return best, most + gain * sequences

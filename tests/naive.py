@@ -633,9 +633,17 @@ def best_of_trees_and_chains(
 
     Args:
         rows: of each node its parent in the row, -1 = none, and its probability, which never rises.
+        gain: in the long run; the rule's is its geometric mean with the best of this step, a tree's mask left out.
         padded: as many nodes are taken of each row, and a pass has as many tokens for each sequence as for the one that
             has most; otherwise those that are likeliest of all.
     """
+    by_row = [sorted((chance for _, chance in row), reverse=True) for row in rows]
+    ratios = [1.0]
+    for k in range(1, 1 + (max(map(len, rows)) if padded else sum(map(len, rows)))):
+        taken_chances = [row[:k] for row in by_row] if padded else [sorted(sum(by_row, []), reverse=True)[:k]]
+        passed = sequences * (1 + k) if padded else sequences + k
+        ratios.append((1 + sum(map(sum, taken_chances)) / sequences) * time(sequences) / time(passed))
+    gain = math.sqrt(gain * max(ratios))
 
     def brings(taken: Sequence[Sequence[tuple[int, float]]], numbers: Sequence[Sequence[int]]) -> float:
         widest = max(map(len, taken))
