@@ -28,9 +28,10 @@ NO_STATE = -1
 
 # Of its own text a sequence has two kinds: contexts that came within the latest `NEAR` tokens that it
 # has learnt, and others.
-OWN, RESPONSES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED = range(7)
-KINDS = 7
+OWN, RESPONSES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED, INDIRECT = range(8)
+KINDS = 8
 COUNTED = RANKED  # of the kinds below it the counts are counts; in the others `TIMES` is a share bucket
+SINGLE = PROPOSED  # from this kind on a row tells of one token alone
 NEAR = 256
 
 CONTEXTS_A_TEXT = 3
@@ -125,6 +126,15 @@ def times_of(words: Int32, states: Int32, edges: Int32, context: Int64, token: i
     target = find_edge(words, states, edges, context[PLACE], token)
     # A count of 0 there stands for the occurrence that ends the text, which is not counted yet.
     return 0 if target == 0 else max(1, states[target, COUNT])
+
+
+@kernel
+def count_single(evidence: Int64, rows: int, tokens: Int64, times: Int64) -> None:
+    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`, where row i tells of one token: its share bucket, or 0."""
+    for i in range(rows):
+        if evidence[i, KIND] >= SINGLE:
+            for j in range(len(tokens)):
+                times[j, i] = evidence[i, TIMES] if tokens[j] == evidence[i, LIKELIEST] else 0
 
 
 @kernel

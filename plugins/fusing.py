@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from freedraft.plugins.adjacency import Table, push_token
-from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
+from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS, count_single
+from freedraft.plugins.indirect import gather_indirect, learn_indirect
 from freedraft.plugins.judging import (
     NOT_DRAFTED,
     NOT_STARTED,
@@ -24,7 +25,6 @@ from freedraft.plugins.mixing import Candidates, Mixer, correct, find_candidates
 from freedraft.plugins.proposals import (
     CHILDREN,
     Proposals,
-    count_proposals,
     follow_proposals,
     gather_proposals,
     to_start,
@@ -61,8 +61,6 @@ from freedraft.retrieval.index.follow import Automaton
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
-NOBODY = -1
-
 
 @kernel
 def weigh(
@@ -72,7 +70,9 @@ def weigh(
     sequences: Int32,
     corpora: tuple[Automaton, ...],
     damaged: Int64,
+    successors: Int32,
     table: Table,
+    ranking: bool,
     owner: int,
     wide: bool,
     proposals: Proposals,
@@ -89,7 +89,8 @@ def weigh(
     """Gather the evidence at a place in all texts, and mix it to a probability for each candidate of the next token.
 
     Args:
-        owner: of the rows of `table` that the sequence reads; `NOBODY` where rankings are not used.
+        ranking: whether rankings are used.
+        owner: of what the sequence reads in `successors` and `table`.
         wide: whether all that ranked high is a candidate, for a tree, or only the likeliest.
         at: where the place is in the proposals for the sequence.
         last: the token right before the place.
@@ -97,8 +98,8 @@ def weigh(
     Returns:
         Rows of `evidence`, and candidates.
     """
-    ranking = owner != NOBODY
     rows = gather_texts(words, states, sequences, texts, cursors, evidence)
+    rows = gather_indirect(successors, owner, evidence, rows)
     # Corpora can be many: some rows are kept for what comes behind them.
     kept = (CONTEXT if ranking else 0) + CHILDREN * len(at)
     rows = gather_corpora(corpora, damaged, in_corpora, evidence[: len(evidence) - kept], rows)
@@ -114,8 +115,7 @@ def weigh(
         count_corpora(corpora, evidence, rows, tokens_found, candidates.times)
         if ranking:
             count_rankings(table, evidence, rows, tokens_found, candidates.times)
-        if len(at) > 0:
-            count_proposals(evidence, rows, tokens_found, candidates.times)
+        count_single(evidence, rows, tokens_found, candidates.times)
         predict(evidence, rows, mixer, candidates, found, last)
     return rows, found
 
@@ -131,6 +131,7 @@ def extend_batch(
     damaged: Int64,
     places: Places,
     judged: Judged,
+    successors: Int32,
     table: Table,
     rankings: Rankings,
     proposals: Proposals,
@@ -163,7 +164,7 @@ def extend_batch(
         own = sequences[slot]
         replying = judged.started[slot] >= 0
         node = ROOT if replying else NOT_DRAFTED
-        owner = rankings.owner[slot] if ranking else NOBODY
+        owner = judged.owner[slot]
         context = rankings.context[slot].copy()
         last = judged.last[slot]
         if replying:
@@ -176,12 +177,13 @@ def extend_batch(
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
                 cursors[0, 0], cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                 rows, found = weigh(
-                    words, states, edges, sequences, corpora, damaged, table, owner, wide, proposals, mixer,
-                    texts, cursors, in_corpora, context, at, last, evidence, candidates,
+                    words, states, edges, sequences, corpora, damaged, successors, table, ranking, owner, wide,
+                    proposals, mixer, texts, cursors, in_corpora, context, at, last, evidence, candidates,
                 )  # fmt: skip
                 foreseen(judged, slot, evidence, rows, candidates, found, token)
                 if found > 0:
                     learn(evidence, rows, mixer, candidates, found, last, token)
+                learn_indirect(successors, owner, evidence, rows, token)
             learning = own[HEAD_LEARNING] != 0
             if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
@@ -197,7 +199,7 @@ def extend_batch(
         if replying:
             put_back(places, slot, cursors, in_corpora)
         if ranking:
-            learn_rankings(table, rankings, slot, judged.tokens[slot], judged.parents[slot])
+            learn_rankings(table, rankings, owner, slot, judged.tokens[slot], judged.parents[slot])
             rankings.context[slot] = context
         judged.considered[slot] = 0
     return FINE
@@ -212,6 +214,7 @@ def draft_batch(
     damaged: Int64,
     places: Places,
     judged: Judged,
+    successors: Int32,
     table: Table,
     rankings: Rankings,
     proposals: Proposals,
@@ -247,7 +250,7 @@ def draft_batch(
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
         to_start(proposals, slot, at)
-        owner = rankings.owner[slot] if ranking else NOBODY
+        owner = judged.owner[slot]
         context = rankings.context[slot].copy()
         last = judged.last[slot]
         likelihood = 1.0
@@ -257,8 +260,8 @@ def draft_batch(
         judged.drafted_run[slot] = judged.run[slot]
         while depth < most:
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, owner, False, proposals, mixer,
-                texts, cursors, in_corpora, context, at, last, evidence, candidates,
+                words, states, edges, sequences, corpora, damaged, successors, table, ranking, owner, False,
+                proposals, mixer, texts, cursors, in_corpora, context, at, last, evidence, candidates,
             )  # fmt: skip
             if found == 0:
                 break

@@ -11,7 +11,7 @@ import numpy as np
 
 from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
 from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
-from freedraft.plugins.fusing import NOBODY, weigh
+from freedraft.plugins.fusing import weigh
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
 from freedraft.plugins.judging import NOT_STARTED, ROOT, Judged, begin_reply, kind_of, trusted
 from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
@@ -42,6 +42,7 @@ def draft_trees(
     damaged: Int64,
     places: Places,
     judged: Judged,
+    successors: Int32,
     table: Table,
     rankings: Rankings,
     proposals: Proposals,
@@ -86,7 +87,7 @@ def draft_trees(
             begin_reply(judged, slot, sequences[slot, HEAD_LENGTH])
             begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
         take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
-        owner = rankings.owner[slot] if ranking else NOBODY
+        owner = judged.owner[slot]
         at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
         to_start(proposals, slot, at[0])
         most = min(longest, budget[row])
@@ -97,8 +98,9 @@ def draft_trees(
             here = parent + 1
             last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
             rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, table, owner, True, proposals, mixer,
-                texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence, candidates,
+                words, states, edges, sequences, corpora, damaged, successors, table, ranking, owner, True,
+                proposals, mixer, texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence,
+                candidates,
             )  # fmt: skip
             for j in range(found):
                 kind = kind_of(evidence, rows, candidates.tokens[j])

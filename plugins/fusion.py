@@ -17,6 +17,7 @@ from freedraft.plugins.evidence import REACH
 from freedraft.plugins.fusing import draft_batch, extend_batch
 from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
+from freedraft.plugins.indirect import no_successors
 from freedraft.plugins.judging import NOT_STARTED, nothing_judged
 from freedraft.plugins.mixing_file import read_mixer, write_mixer
 from freedraft.plugins.other_drafters import OtherDrafters
@@ -49,6 +50,7 @@ SOURCES = np.array(
         Source.OWN_TEXT,
         Source.BY_PRODUCT,
         Source.BY_PRODUCT,
+        Source.OWN_TEXT,
     ],
     np.uint8,
 )
@@ -184,6 +186,7 @@ class Fusion:
         self._opened = 0
         self._places = no_places(len(self._segments))
         self._judged = nothing_judged(settings.max_tokens)
+        self._successors = no_successors()
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
         self._others = OtherDrafters(settings.drafters, settings.scope)
         self.feedback_top_k = max(K, self._others.feedback_top_k)
@@ -210,7 +213,7 @@ class Fusion:
         self._judged.started[slots] = NOT_STARTED
         self._judged.last[slots] = NO_TOKEN
         self._judged.considered[slots] = 0
-        self._rankings.owner[slots] = owners(self.settings.scope, self._opened, len(slots))
+        self._judged.owner[slots] = owners(self.settings.scope, self._opened, len(slots))
         self._opened += len(slots)
         self._rankings.context[slots] = NO_TOKEN
         self._rankings.shown[slots] = 0
@@ -262,7 +265,7 @@ class Fusion:
         grown = self.automata
         status = extend_batch(
             grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
-            self._damaged, self._places, self._judged, self._table, self._rankings,
+            self._damaged, self._places, self._judged, self._successors, self._table, self._rankings,
             self._others.proposals, self.mixer, self.settings.shape == "tree", slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
@@ -294,8 +297,9 @@ class Fusion:
             offsets = np.empty(last - first + 1, np.int64)
             status = draft(
                 arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-                self._judged, self._table, self._rankings, self._others.proposals, self.mixer, SOURCES,
-                slots[first:last], budget[first:last], longest, least, tokens, parents, probability, source, offsets,
+                self._judged, self._successors, self._table, self._rankings, self._others.proposals, self.mixer,
+                SOURCES, slots[first:last], budget[first:last], longest, least, tokens, parents, probability, source,
+                offsets,
             )  # fmt: skip
             if status == BAD_SLOT:
                 raise InputError(f"slots: expected open ones, got {slots}")

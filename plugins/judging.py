@@ -28,6 +28,7 @@ class Judged(NamedTuple):
 
     Attributes:
         started: int64 `(slots,)`, the length at the first draft: there the reply begins. `NOT_STARTED` until then.
+        owner: int64 `(slots,)`, of the entries of shared tables that the sequence reads and writes.
         last: int64 `(slots,)`, the token committed last; `NO_TOKEN` in an empty text.
         considered: int64 `(slots,)`, tokens considered in the last draft, the one that ended it included.
         tokens: int32 `(slots, longest + 1)`, these.
@@ -39,6 +40,7 @@ class Judged(NamedTuple):
     """
 
     started: Int64
+    owner: Int64
     last: Int64
     considered: Int64
     tokens: Int32
@@ -52,6 +54,7 @@ class Judged(NamedTuple):
 def nothing_judged(longest: int) -> Judged:
     """Room for no sequence, with drafts of up to `longest` tokens."""
     return Judged(
+        np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),

@@ -3,10 +3,11 @@
 As in PAQ-style compressors (Mahoney 2005, "Adaptive weighing of context models for lossless data compression"): each
 context has a rate at which a token with such counts turned out right, learnt; the rates' log-odds are added up with
 learnt weights. A weight is the sum of three, so that behind a line's end, say, or for a digit, a kind of context can
-count for more or less than it does on the whole. Two adaptive probability maps then tell what such a sum has been worth behind the same last token, and
-for the same candidate: some tokens, the rest of a word say, are foreseen better than others. A last stage corrects the
-mean of the three by what it has been worth. Everything learns online, from every committed token, and starts from what
-`start` derives from the escape estimate of `own_text`, so it is of use from the first.
+count for more or less than it does on the whole. Two adaptive probability maps then tell what such a sum has been worth
+behind the same last token, and for the same candidate: some tokens, the rest of a word say, are foreseen better than
+others. A last stage corrects the mean of the three by what it has been worth. Everything learns online, from every
+committed token, and starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the
+first.
 
     odds = bias + sum over contexts of (weight[longest match] + weight[last] + weight[token]) x stretch(rate)
     p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds))) + bias of the sequence))
@@ -23,6 +24,7 @@ import numpy as np
 
 from freedraft.plugins.evidence import (
     COUNTED,
+    INDIRECT,
     KIND,
     KINDS,
     LATEST,
@@ -56,6 +58,9 @@ RANKED_RATES = np.array([0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12
 # is believed: rates start in the middle of each.
 SHARES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0])
 PROPOSED_RATES = np.array([0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95])
+
+# Of what followed a follower before, and of any other token where something did.
+INDIRECT_RATES = np.array([0.02] * 9 + [0.1])
 
 LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
@@ -146,6 +151,7 @@ def start() -> Mixer:
     rates = np.broadcast_to(rates, (KINDS, LENGTH_BUCKETS, SEEN_BUCKETS, SHARE_BUCKETS, 2)).copy()
     rates[RANKED] = RANKED_RATES[None, None, :, None]
     rates[PROPOSED] = PROPOSED_RATES[None, None, :, None]
+    rates[INDIRECT] = INDIRECT_RATES[None, None, :, None]
     rates = np.clip(rates.ravel(), 0.002, 0.995).astype(np.float32)
     weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
     weights[:, BIAS] = 0.0

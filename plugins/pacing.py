@@ -95,7 +95,7 @@ class Pacer:
         self.calibration: Float64 = nothing_judged()
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
-        self._exploring = self._verifying = False
+        self._exploring = self._verifying = self._after_trial = False
         self._tried = self._odd = 0
         self._tree = False
         self._of_this_shape = self._odd_trees = 0
@@ -122,7 +122,7 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
-        self._exploring = False
+        self._after_trial, self._exploring = self._exploring, False
         if total == 0:
             self._plain_step()
             return drafts
@@ -214,9 +214,9 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is half of what the last cut left out, or the least price of a token, where this step could gain nothing and
-        T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is time to, and where drafts are
-        uniform: what is not drafted saves nothing then.
+        It is half of what the last cut left out, or the price of a token in a step that can gain nothing, where T
+        rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is time
+        to, and where drafts are uniform: what is not drafted saves nothing then.
         """
         with self._lock:
             self._turn_to(sequences)
@@ -242,9 +242,12 @@ class Pacer:
             odd = not 1 / self.ODD < ratio < self.ODD
             if self._exploring:
                 if odd:
-                    self._try_again(ratio < 2 / 3)
+                    self._try_again(self._verifying, ratio < 2 / 3)
                 else:
                     self._odd = 0
+            elif self._after_trial and odd:
+                # What is thought best is not what it was believed to be after the trial of the other.
+                self._try_again(not self._verifying, ratio > 3 / 2)
             if tree:
                 self._odd_trees = min(self._odd_trees + 1, self.MOST_ODD) if odd else 0
                 if odd:
@@ -252,14 +255,14 @@ class Pacer:
                     wait = self.SOON * 2 ** (self._odd_trees - 1)
                     self._of_this_shape = max(self._of_this_shape, self.settings.explore - wait)
 
-    def _try_again(self, at_once: bool) -> None:
-        """Repeat a trial that did not go as expected: soon, and at once if it went much better.
+    def _try_again(self, verify: bool, at_once: bool) -> None:
+        """Repeat a trial, of steps with a draft or without: soon, and at once if it went, or may go, much better.
 
         Each further one in a row that is odd, too, waits twice as long: T may be of a form that is never learnt well.
         """
         wait = 0 if at_once and self._odd < self.AT_ONCE else self.SOON * 2**self._odd
         self._odd = min(self._odd + 1, self.MOST_ODD)
-        if self._verifying:
+        if verify:
             # A plain step is measured first, to set it against.
             self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)
         else:

@@ -119,12 +119,3 @@ def gather_proposals(proposals: Proposals, slot: int, at: Int64, evidence: Int64
                 children += 1
                 rows += 1
     return rows
-
-
-@kernel
-def count_proposals(evidence: Int64, rows: int, tokens: Int64, times: Int64) -> None:
-    """Fill `times[j, i]`, int64 `(tokens, MAX_CONTEXTS)`: the share bucket of token j in proposal i; texts are left."""
-    for i in range(rows):
-        if evidence[i, KIND] == PROPOSED:
-            for j in range(len(tokens)):
-                times[j, i] = evidence[i, TIMES] if tokens[j] == evidence[i, LIKELIEST] else 0

@@ -38,13 +38,11 @@ class Rankings(NamedTuple):
     """What is kept for each slot.
 
     Attributes:
-        owner: int64 `(slots,)`, of the rows that the sequence reads and writes.
         context: int32 `(slots, MAX_CONTEXT)`, the newest committed tokens of each sequence, newest first.
         shown: int32 `(slots,)`, verified positions of the last draft whose ranking waits to be learnt.
         ranked: int32 `(slots, longest + 1, K)`, these; `(slots, 0, K)` where rankings are not used.
     """
 
-    owner: Int64
     context: Int32
     shown: Int32
     ranked: Int32
@@ -54,8 +52,7 @@ def new_rankings(used: bool, longest: int) -> tuple[Table, Rankings]:
     """A table, of next to nothing where rankings are not used, and room for no sequence."""
     table = new_table(TABLE_BYTES if used else 1, K)
     ranked = np.zeros((0, longest + 1 if used else 0, K), np.int32)
-    nobody = np.zeros(0, np.int64)
-    return table, Rankings(nobody, np.zeros((0, MAX_CONTEXT), np.int32), np.zeros(0, np.int32), ranked)
+    return table, Rankings(np.zeros((0, MAX_CONTEXT), np.int32), np.zeros(0, np.int32), ranked)
 
 
 @kernel
@@ -80,7 +77,7 @@ def observe_batch(
 
 
 @kernel
-def learn_rankings(table: Table, rankings: Rankings, slot: int, tokens: Int32, parents: Int32) -> None:
+def learn_rankings(table: Table, rankings: Rankings, owner: int, slot: int, tokens: Int32, parents: Int32) -> None:
     """Learn what was shown of the draft that followed the sequence's context; the context is not moved.
 
     Args:
@@ -91,7 +88,7 @@ def learn_rankings(table: Table, rankings: Rankings, slot: int, tokens: Int32, p
     for i in range(rankings.shown[slot]):
         if rankings.ranked[slot, i, 0] != NO_TOKEN:
             context_at(rankings.context[slot], tokens, parents, i - 1, context)
-            learn_ranked(table, context, CONTEXT, rankings.owner[slot], rankings.ranked[slot, i], FRESH)
+            learn_ranked(table, context, CONTEXT, owner, rankings.ranked[slot, i], FRESH)
     rankings.shown[slot] = 0
 
 

@@ -211,9 +211,10 @@ MIX_SEENS = (1, 2, 3, 5, 8, 16, 64)
 MIX_LENGTH_MEANS = (1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60)
 MIX_SEEN_MEANS = (1, 2, 3, 4.5, 7, 12, 32, 128)
 RANKED_RATES = (0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12, 0.4)
-OWN_TEXT, REPLIES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED = range(7)
+OWN_TEXT, REPLIES, CORPUS, REFERENCE, OWN_FAR, RANKED, PROPOSED, INDIRECT = range(8)
 PROPOSED_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 PROPOSED_RATES = (0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95)
+INDIRECT_RATES = (*[0.02] * 9, 0.1)
 
 
 def float32(value: float) -> float:
@@ -291,6 +292,21 @@ class Proposal(Evidence):
     def share(self, token: int) -> int:
         (bucket,) = self.ends_text
         return bucket if token == self.likeliest else 0
+
+
+class Successor(Evidence):
+    """The token that came most, by `recent`, after the last follower of a context; its length stands for four."""
+
+    @property
+    def latest(self) -> int:
+        return -1
+
+    @property
+    def seen(self) -> int:
+        return self.recent
+
+    def share(self, token: int) -> int:
+        return 9 if token == self.likeliest else 0
 
 
 def proposed(
@@ -371,6 +387,7 @@ class Mixing:
         self.corrected = [[0.0] * len(grid) for _ in range(4)]
         self.maps: dict[tuple[int, int], list[float]] = {}
         self.mapped: dict[tuple[int, int], list[float]] = {}
+        self.successors: dict[int, tuple[int, int, int, int]] = {}
 
     def rate(self, key: tuple[int, ...]) -> float:
         """The rate of (kind, length bucket, seen bucket, share, latest), at first by the escape estimate."""
@@ -383,8 +400,9 @@ class Mixing:
                 times = min(share, seen)
             else:
                 times = seen if share == 9 else (share - 0.5) / 8 * seen
-            if kind in (RANKED, PROPOSED):
-                self.rates[key] = float32((RANKED_RATES if kind == RANKED else PROPOSED_RATES)[share])
+            if kind in (RANKED, PROPOSED, INDIRECT):
+                told = {RANKED: RANKED_RATES, PROPOSED: PROPOSED_RATES, INDIRECT: INDIRECT_RATES}
+                self.rates[key] = float32(told[kind][share])
                 return self.rates[key]
             estimate = (times + (0.15 if latest else 0.02)) / (seen + self.escape / MIX_LENGTH_MEANS[length] + 0.2)
             self.rates[key] = float32(min(max(estimate, 0.002), 0.995))
@@ -453,6 +471,30 @@ class Mixing:
                 moved = rate + (right - rate) / (self.observed[key] + 8)
                 self.rates[key] = float32(min(max(moved, 1 / 2048), 1 - 1 / 2048))
 
+    def succeeding(self, evidence: Sequence[Evidence], owner: int) -> list[Evidence]:
+        """What followed before on the last follower of the longest own context; `evidence` starts with these."""
+        if not evidence or evidence[0].kind not in (OWN_TEXT, OWN_FAR):
+            return []
+        before = evidence[0].latest
+        whose, follower, successor, trust = self.successors.get((before + 40503 * owner) % 4096, (0, 0, 0, 0))
+        if not trust or (whose, follower) != (owner, before):
+            return []
+        length = 1 + min(evidence[0].length, 40) // 4
+        return [Successor(INDIRECT, length, (successor,), frozenset(), trust)]
+
+    def learn_successor(self, evidence: Sequence[Evidence], owner: int, token: int) -> None:
+        if not evidence or evidence[0].kind not in (OWN_TEXT, OWN_FAR) or evidence[0].latest == token:
+            return
+        before = evidence[0].latest
+        entry = (before + 40503 * owner) % 4096
+        *known, trust = self.successors.get(entry, (0, 0, 0, 0))
+        if trust and known == [owner, before, token]:
+            self.successors[entry] = (owner, before, token, min(trust + 1, 60))
+        elif trust > 1:
+            self.successors[entry] = (*known, trust - 1)
+        else:
+            self.successors[entry] = (owner, before, token, 1)
+
     def correct(self, run: int, mixed: float) -> float:
         line, low, share = self._place(run, mixed)
         return line[low] + share * float32(line[low + 1] - line[low])
@@ -503,7 +545,9 @@ class Fusing:
         replies: Sequence[Sequence[int]] = (),
         reference: Sequence[int] = (),
         corpora: Sequence[Sequence[Sequence[int]]] = (),
+        owner: int = 0,
     ) -> None:
+        self.owner = owner
         self.mixing, self.text, self.replies, self.corpora = mixing, list(prompt), replies, corpora
         self.reference = [*prompt[-mixing.reach :], *reference] if reference else []
         self.started: int | None = None
@@ -525,6 +569,7 @@ class Fusing:
         for reply in self.replies:
             found += evidence_in(REPLIES, reply, before[-self.mixing.reach :], most)
         found += evidence_in(REFERENCE, self.reference, before[-self.mixing.reach :], most)
+        found += self.mixing.succeeding(found, self.owner)
         for documents in self.corpora:
             found += evidence_in_corpus(CORPUS, documents, before, most)
         for i, nodes in enumerate(self.proposals):
@@ -540,7 +585,9 @@ class Fusing:
                     judging = drafted == token
                     self.mixing.learn_correction(self.drafted_run + depth, mixed, judging)
                 self._foresee(token)
-                self.mixing.learn(self.evidence(), self.text[-1] if self.text else -1, token)
+                evidence = self.evidence()
+                self.mixing.learn(evidence, self.text[-1] if self.text else -1, token)
+                self.mixing.learn_successor(evidence, self.owner, token)
             self.text.append(token)
             self.since.append(token)
         self.considered, self.proposals, self.since = [], [], []
@@ -640,9 +687,9 @@ def best_of_trees_and_chains(
     by_row = [sorted((chance for _, chance in row), reverse=True) for row in rows]
     ratios = [1.0]
     for k in range(1, 1 + (max(map(len, rows)) if padded else sum(map(len, rows)))):
-        taken_chances = [row[:k] for row in by_row] if padded else [sorted(sum(by_row, []), reverse=True)[:k]]
+        likeliest = [row[:k] for row in by_row] if padded else [sorted([p for row in by_row for p in row])[-k:]]
         passed = sequences * (1 + k) if padded else sequences + k
-        ratios.append((1 + sum(map(sum, taken_chances)) / sequences) * time(sequences) / time(passed))
+        ratios.append((1 + sum(map(sum, likeliest)) / sequences) * time(sequences) / time(passed))
     gain = math.sqrt(gain * max(ratios))
 
     def brings(taken: Sequence[Sequence[tuple[int, float]]], numbers: Sequence[Sequence[int]]) -> float:

@@ -44,9 +44,9 @@ def test_equals_naive(requests, budget, least, scope):
     ours = fusion(min_probability=least, scope=scope)
     reference = twin()
     replies: list[int] = []
-    for prompt, pieces in requests:
+    for number, (prompt, pieces) in enumerate(requests, 1):
         slots = ours.open(*ragged([prompt]))
-        expected = naive.Fusing(reference, prompt, [replies])
+        expected = naive.Fusing(reference, prompt, [replies], owner=0 if scope == "engine" else number)
         for piece in pieces:
             drafts = ours.draft(slots, np.array([budget], np.int32))
             tokens, probabilities = expected.draft(budget, least)
@@ -66,7 +66,7 @@ def test_contexts_that_came_long_ago_are_a_kind_of_their_own():
     text = [*range(1, 31), *source.integers(1000, 10**6, 240).tolist(), *range(1, 31), *source.integers(30, 40, 60)]
     ours, reference = fusion(scope="off"), twin()
     slots = ours.open(*ragged([text[:40]]))
-    expected = naive.Fusing(reference, text[:40])
+    expected = naive.Fusing(reference, text[:40], owner=1)
     for token in text[40:]:
         drafts = ours.draft(slots, np.array([4], np.int32))
         tokens, probabilities = expected.draft(4, 0)
@@ -96,13 +96,13 @@ def test_equals_naive_with_corpora_and_references(tmp_path_factory, requests, da
     folder = create(tmp_path_factory.mktemp("index"), *corpora)
     ours = fusion(scope="off", index=folder)
     reference = twin()
-    for prompt, pieces in requests:
+    for owner, (prompt, pieces) in enumerate(requests, 1):
         predicted = data.draw(strategies.texts(max_size=5)) + [token for piece in pieces for token in piece]
         cut = data.draw(st.integers(0, len(predicted)))
         predicted = predicted[:cut] + [3] + predicted[cut + 1 :]
         slots = ours.open(*ragged([prompt]))
         ours.refer(slots, *ragged([predicted]))
-        expected = naive.Fusing(reference, prompt, [], predicted, corpora)
+        expected = naive.Fusing(reference, prompt, [], predicted, corpora, owner)
         for piece in pieces:
             drafts = ours.draft(slots, np.array([4], np.int32))
             tokens, probabilities = expected.draft(4, 0)

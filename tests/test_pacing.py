@@ -16,7 +16,7 @@ from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
 from freedraft.plugins.pacing import Pacer, PacingSettings, pacer_for
 from freedraft.plugins.pacing_choice import choices
-from freedraft.plugins.pacing_rule import best_prefix, best_width
+from freedraft.plugins.pacing_rule import best_prefix, best_ratio, best_width
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.step_time import GRID, TREE, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
@@ -128,6 +128,21 @@ class TestRule:
         assert best_prefix(probability, 1, *knots(flat(0.25), 1), 2.0)[0] == 3
         assert best_prefix(probability, 1, *knots(flat(0.25), 1), 1.0)[0] == 4
 
+    def test_a_copys_tokens_are_worth_what_they_cost_there(self):
+        """With the running gain of 1.5, a token would have to bring 0.3 where it costs 0.2, whatever the step."""
+
+        def kept(row, slope=0.2):
+            pacer = told(slope, PacingSettings(margin=0))
+            pacer._tokens, pacer._time = 150.0, 100.0
+            return len(pacer.cut(chains([row]), 1).tokens)
+
+        # A step with three of these brings 3.7 tokens in 1.6 steps: the fourth, at 0.34, would save but a part of one.
+        assert kept(falling([0.95, 0.95, 0.95, 0.4])) == 3
+        assert kept(falling([0.7, 0.7, 0.7])) == 3
+        # Where there is nothing better, it would save a whole one.
+        assert kept([0.26]) == 1
+        assert kept([0.24]) == 0
+
     def test_maximises_tokens_over_time_in_the_long_run(self):
         """Over many steps with all kinds of drafts, no fixed threshold on the probability does better."""
         source = np.random.default_rng(0)
@@ -172,7 +187,9 @@ class TestCut:
             assert cut.parents[kept].tolist() == list(range(-1, n - 1))
             assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
         if len(cut.tokens):
-            keep, surplus = best_prefix(drafts.probability, len(rows), *pacer.step_time.knots(len(rows)), 1.0)
+            knots = pacer.step_time.knots(len(rows))
+            gain = best_ratio(drafts.probability, drafts.offsets, False, len(rows), *knots) ** 0.5
+            keep, surplus = best_prefix(drafts.probability, len(rows), *knots, gain)
             assert len(cut.tokens) == keep
             assert surplus > 0.02 * len(rows)
             left_out = sorted(drafts.probability.tolist(), reverse=True)[keep:]
@@ -240,7 +257,7 @@ class TestPadded:
         assert len(told(0.05, uniform).cut(drafts, 10, padded=True).tokens) == 0
 
     def test_trees_keep_the_likeliest_nodes_of_each(self):
-        cut = told(0.2).cut(tree_and_token(0.2), 2, padded=True)
+        cut = told(0.15).cut(tree_and_token(0.2), 2, padded=True)
         assert cut.tokens.tolist() == [10, 13, 14, 20]
         assert cut.parents.tolist() == [-1, 0, 1, -1]
         assert cut.offsets.tolist() == [0, 3, 4]
@@ -370,7 +387,7 @@ class TestFloor:
         drafts = chains([falling([0.8] * 6)])
         assert pacer.floor(1, 8) == 0
         cut = pacer.cut(drafts, 1)
-        assert len(cut.tokens) == 3
+        assert len(cut.tokens) == 2
         assert pacer.floor(1, 8) == pytest.approx(cut.probability.min() / 2)
         # What is left of a draft is all kept: the next may be whole again.
         assert len(pacer.cut(chains([[0.8]]), 1).tokens) == 1
@@ -572,14 +589,14 @@ class TestTrees:
     @pytest.mark.parametrize("padded", [False, True])
     @pytest.mark.parametrize(
         ("slope", "mask", "left"),
-        [(0.05, 0.0, [7, 9, 8]), (0.05, 0.4, [7, 9, 8]), (0.05, 0.5, [7, 8]), (0.47, 0.0, [7, 9]), (0.6, 0.0, [])],
+        [(0.05, 0.0, [7, 9, 8]), (0.05, 0.28, [7, 9, 8]), (0.05, 0.31, [7, 8]), (0.47, 0.0, [7, 9]), (0.6, 0.0, [])],
         ids=["the whole tree", "a mask below its worth", "a mask that is too dear", "dear tokens", "too dear tokens"],
     )
     def test_a_tree_only_where_it_beats_a_chain(self, slope, mask, left, padded):
         cut = self.knowing(slope, mask).cut(self.TREE, 1, padded=padded)
         assert cut.tokens.tolist() == left
         chain = cut.parents.tolist() == list(range(-1, len(left) - 1))
-        assert chain == (len(left) < 2 or mask == 0.5)
+        assert chain == (len(left) < 2 or mask == 0.31)
 
     def test_where_no_chain_pays_the_tree_has_to_pay_for_its_mask(self):
         """Two nodes bring 0.02 beyond their price, one alone 0.01."""
