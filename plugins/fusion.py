@@ -50,7 +50,7 @@ SOURCES = np.array(
         Source.OWN_TEXT,
         Source.BY_PRODUCT,
         Source.BY_PRODUCT,
-        Source.OWN_TEXT,
+        Source.OWN_TEXT,  # what followed a follower, in whatever text: the context is the own one
     ],
     np.uint8,
 )
@@ -371,7 +371,7 @@ class Fusion:
     def save(self, path: str | Path) -> None:
         """Write what the predictor has learnt to a file.
 
-        No text is in it; which tokens occurred, by their ids modulo 4096, can be told from the maps.
+        No text is in it; which tokens occurred, by their ids modulo 4096, can be told from the maps and weights.
         """
         write_mixer(self.mixer, Path(path))
 

@@ -5,8 +5,9 @@ context last time, "2" follows it now, though it never did. So where the longest
 followed by one token last time and by another now, a table keeps that pair, whatever the context; and whenever a
 context's last follower has such a successor, that one is a candidate.
 
-The table is int32 `(ENTRIES, FIELDS)`. Tokens that share an entry displace one another. An entry is everybody's or one
-sequence's alone, by its owner's number (`adjacency.owners`), as `scope` has it.
+The table is int32 `(ENTRIES, FIELDS)`. Tokens that share an entry displace one another, at once where they are not of
+one owner. An entry is everybody's or one sequence's alone, by its owner's number (`adjacency.owners`), as `scope` has
+it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from freedraft.plugins.evidence import (
     TEXT,
     TIMES,
 )
+from freedraft.plugins.mixing import SHARE_BUCKETS
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
@@ -41,7 +43,6 @@ TRUST = 3  # how often it came, less how often another did; 0 = the entry is fre
 FIELDS = 4
 
 MAX_TRUST = 60
-ALWAYS = 9  # the share bucket of the successor; of other tokens 0
 LENGTHS_AS_ONE = 4  # so many lengths of the context, up to `LONGEST`, share what is learnt of them
 LONGEST = 40
 
@@ -78,7 +79,7 @@ def gather_indirect(successors: Int32, owner: int, evidence: Int64, rows: int) -
     evidence[rows, MATCHED] = 1 + min(evidence[0, MATCHED], LONGEST) // LENGTHS_AS_ONE
     evidence[rows, SEEN] = entry[TRUST]
     evidence[rows, LIKELIEST] = entry[SUCCESSOR]
-    evidence[rows, TIMES] = ALWAYS
+    evidence[rows, TIMES] = SHARE_BUCKETS - 1
     evidence[rows, LATEST] = -1
     evidence[rows, PLACE] = NO_STATE
     evidence[rows, TEXT] = 0
@@ -92,9 +93,10 @@ def learn_indirect(successors: Int32, owner: int, evidence: Int64, rows: int, to
     if before < 0 or before == token:
         return
     entry = entry_of(successors, owner, before)
-    if entry[TRUST] > 0 and entry[OWNER] == owner and entry[FOLLOWER] == before and entry[SUCCESSOR] == token:
+    own = entry[TRUST] > 0 and entry[OWNER] == owner
+    if own and entry[FOLLOWER] == before and entry[SUCCESSOR] == token:
         entry[TRUST] = min(entry[TRUST] + 1, MAX_TRUST)
-    elif entry[TRUST] > 1:
+    elif own and entry[TRUST] > 1:
         entry[TRUST] -= 1
     else:
         entry[OWNER], entry[FOLLOWER], entry[SUCCESSOR], entry[TRUST] = owner, before, token, 1

@@ -59,21 +59,21 @@ RANKED_RATES = np.array([0.01, 0.01, 0.012, 0.015, 0.02, 0.025, 0.04, 0.06, 0.12
 SHARES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0])
 PROPOSED_RATES = np.array([0.01, 0.01, 0.035, 0.075, 0.15, 0.27, 0.42, 0.6, 0.8, 0.95])
 
-# Of what followed a follower before, and of any other token where something did.
-INDIRECT_RATES = np.array([0.02] * 9 + [0.1])
+# Of an indirect context: its successor has the last share bucket, any other token the first.
+INDIRECT_RATES = np.array([0.02] * (SHARE_BUCKETS - 1) + [0.1])
 
 LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
 FIRST_WEIGHT = 0.3
 LEARNING_RATE = 0.01
+TOKEN_LEARNING_RATE = 0.04  # of the weights by token
 WEIGHT_TOKENS = 1024  # tokens that share an entry share these weights
-TOKEN_LEARNING_RATE = 0.04
+BY_TOKEN = 2  # weights, and maps: by the last token, by the candidate
 RATE_LIMIT = 255  # a rate remembers about as many observations
 RATE_PRIOR = 8.0  # observations that the start of a rate counts for
 LOWEST = 1.0 / 2048
 
 # The maps: a rate for each log-odds, interpolated; tokens that share an entry share what is learnt.
-MAPS = 2  # by the last token, by the candidate
 MAP_TOKENS = 4096
 MAP_STEPS = 17
 MAP_RATE = 0.02
@@ -97,10 +97,10 @@ class Mixer(NamedTuple):
         stretched: float32 `(RATES,)`, `stretch` of each rate, which saves a logarithm for each context of a candidate.
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
-        token_weights: float32 `(2, WEIGHT_TOKENS, INPUTS)`, added to these by the last token, and by the candidate.
+        token_weights: float32 `(BY_TOKEN, WEIGHT_TOKENS, INPUTS)`, added to these.
         correction: float32 `(RUN_BUCKETS, ODDS_STEPS)`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
-        maps: float32 `(MAPS, MAP_TOKENS, MAP_STEPS)`.
+        maps: float32 `(BY_TOKEN, MAP_TOKENS, MAP_STEPS)`.
         mapped: float32, likewise: observations behind each.
     """
 
@@ -126,6 +126,7 @@ class Candidates(NamedTuple):
         mixed: float64 `(MAX_CANDIDATES,)`, probability before the last stage.
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
         rate: int64, likewise: which rate each input is.
+        place: int64 `(MAX_CONTEXTS,)`, which weight each context has.
     """
 
     tokens: Int64
@@ -134,6 +135,7 @@ class Candidates(NamedTuple):
     mixed: Float64
     stretched: Float64
     rate: Int64
+    place: Int64
 
 
 def start() -> Mixer:
@@ -163,11 +165,11 @@ def start() -> Mixer:
         stretched_rates(rates),
         np.zeros(RATES, np.int32),
         weights,
-        np.zeros((2, WEIGHT_TOKENS, INPUTS), np.float32),
+        np.zeros((BY_TOKEN, WEIGHT_TOKENS, INPUTS), np.float32),
         correction.astype(np.float32),
         np.zeros((RUN_BUCKETS, ODDS_STEPS), np.float32),
-        np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (MAPS, MAP_TOKENS, 1)),
-        np.zeros((MAPS, MAP_TOKENS, MAP_STEPS), np.float32),
+        np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (BY_TOKEN, MAP_TOKENS, 1)),
+        np.zeros((BY_TOKEN, MAP_TOKENS, MAP_STEPS), np.float32),
     )
 
 
@@ -187,6 +189,7 @@ def room() -> Candidates:
         np.empty(MAX_CANDIDATES, np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
+        np.empty(MAX_CONTEXTS, np.int64),
     )
 
 
@@ -243,6 +246,11 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
     """Mix the evidence for each of the first `found` candidates, whose `times` are known, behind the token `last`."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     behind = mixer.token_weights[0, last & (WEIGHT_TOKENS - 1)]
+    first_rate = np.empty(MAX_CONTEXTS, np.int64)
+    for i in range(rows):
+        place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
+        candidates.place[i] = place
+        first_rate[i] = (place * SEEN_BUCKETS + bucket(SEENS, evidence[i, SEEN])) * SHARE_BUCKETS
     for j in range(found):
         token = candidates.tokens[j]
         candidate = mixer.token_weights[1, token & (WEIGHT_TOKENS - 1)]
@@ -252,15 +260,14 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
             share = candidates.times[j, i]
             if evidence[i, KIND] < COUNTED:
                 share = share_bucket(min(seen, share), seen)
-            place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
-            rate = (place * SEEN_BUCKETS + bucket(SEENS, seen)) * SHARE_BUCKETS + share
-            rate = 2 * rate + (1 if evidence[i, LATEST] == token else 0)
+            place = candidates.place[i]
+            rate = 2 * (first_rate[i] + share) + (1 if evidence[i, LATEST] == token else 0)
             candidates.rate[j, i] = rate
             candidates.stretched[j, i] = mixer.stretched[rate]
             odds += (weights[place] + behind[place] + candidate[place]) * candidates.stretched[j, i]
         candidates.odds[j] = odds
         mapped = map_odds(mixer, 0, last, odds) + map_odds(mixer, 1, token, odds)
-        candidates.mixed[j] = squash((odds + mapped) / (1.0 + MAPS))
+        candidates.mixed[j] = squash((odds + mapped) / (1.0 + BY_TOKEN))
 
 
 @kernel
@@ -327,7 +334,7 @@ def learn(
         learn_map(mixer, 1, candidates.tokens[j], candidates.odds[j], right)
         weights[BIAS] += LEARNING_RATE * error * BIAS_INPUT
         for i in range(rows):
-            place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
+            place = candidates.place[i]
             change = error * candidates.stretched[j, i]
             weights[place] += LEARNING_RATE * change
             behind[place] += TOKEN_LEARNING_RATE * change

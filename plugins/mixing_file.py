@@ -43,8 +43,10 @@ def read_mixer(path: Path) -> Mixer:
         with zipfile.ZipFile(path) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}
             for name in STORED:
+                if f"{name}.npy" not in sizes:
+                    raise InputError(f"{path}: not a predictor that this version saved: it has no {name}")
                 array = getattr(expected, name)
-                if not sizes.get(f"{name}.npy", 0) <= array.nbytes + HEADER_BYTES:
+                if not sizes[f"{name}.npy"] <= array.nbytes + HEADER_BYTES:
                     raise InputError(f"{path}: {name}: {sizes[f'{name}.npy']} bytes are too many")
         with np.load(path, allow_pickle=False) as stored:
             loaded = {name: stored[name] for name in STORED}

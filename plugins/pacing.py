@@ -95,8 +95,8 @@ class Pacer:
         self.calibration: Float64 = nothing_judged()
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
-        self._exploring = self._verifying = self._after_trial = False
-        self._tried = self._odd = 0
+        self._exploring = self._verifying = self._after_plain_trial = self._first_plain = False
+        self._tried = self._odd = self._odd_behind = 0
         self._tree = False
         self._of_this_shape = self._odd_trees = 0
         self._tokens = self._time = 1.0
@@ -122,8 +122,10 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
-        self._after_trial, self._exploring = self._exploring, False
+        self._after_plain_trial = self._exploring and not self._verifying and not self._first_plain
+        self._exploring = self._first_plain = False
         if total == 0:
+            self._after_plain_trial = False
             self._plain_step()
             return drafts
         self.steps += 1
@@ -134,7 +136,8 @@ class Pacer:
             drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None
         )
         pays = bool(part.surplus > self.settings.margin * sequences)
-        if self.step_time.plain_steps < self.FIRST_PLAIN:
+        self._first_plain = self.step_time.plain_steps < self.FIRST_PLAIN
+        if self._first_plain:
             verify = False
         elif pays:
             verify = self._since_plain < self._plain_every()
@@ -183,7 +186,9 @@ class Pacer:
             size = max(sequences, 1).bit_length()
             if size not in self._step_times:
                 self._step_times[size] = StepTime(self.settings.prior_slope, 2 ** (size - 1))
-            self.step_time = self._step_times[size]
+            if self.step_time is not self._step_times[size]:
+                self.step_time = self._step_times[size]
+                self._exploring = False  # what was tried was of another size
 
     def _plain_step(self) -> None:
         """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
@@ -242,12 +247,13 @@ class Pacer:
             odd = not 1 / self.ODD < ratio < self.ODD
             if self._exploring:
                 if odd:
-                    self._try_again(self._verifying, ratio < 2 / 3)
-                else:
-                    self._odd = 0
-            elif self._after_trial and odd:
-                # What is thought best is not what it was believed to be after the trial of the other.
-                self._try_again(not self._verifying, ratio > 3 / 2)
+                    self._try_again(self._verifying, ratio < 2 / 3, self._odd)
+                self._odd = min(self._odd + 1, self.MOST_ODD) if odd else 0
+            elif self._after_plain_trial:
+                if odd:
+                    # What was learnt from the trial is not the whole truth.
+                    self._try_again(False, ratio > 3 / 2, self._odd_behind)
+                self._odd_behind = min(self._odd_behind + 1, self.MOST_ODD) if odd else 0
             if tree:
                 self._odd_trees = min(self._odd_trees + 1, self.MOST_ODD) if odd else 0
                 if odd:
@@ -255,13 +261,12 @@ class Pacer:
                     wait = self.SOON * 2 ** (self._odd_trees - 1)
                     self._of_this_shape = max(self._of_this_shape, self.settings.explore - wait)
 
-    def _try_again(self, verify: bool, at_once: bool) -> None:
+    def _try_again(self, verify: bool, at_once: bool, odd: int) -> None:
         """Repeat a trial, of steps with a draft or without: soon, and at once if it went, or may go, much better.
 
-        Each further one in a row that is odd, too, waits twice as long: T may be of a form that is never learnt well.
+        With `odd` of them in a row before, it waits longer: T may be of a form that is never learnt well.
         """
-        wait = 0 if at_once and self._odd < self.AT_ONCE else self.SOON * 2**self._odd
-        self._odd = min(self._odd + 1, self.MOST_ODD)
+        wait = 0 if at_once and odd < self.AT_ONCE else self.SOON * 2**odd
         if verify:
             # A plain step is measured first, to set it against.
             self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)

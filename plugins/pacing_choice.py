@@ -15,9 +15,10 @@ import numpy as np
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.branches import likeliest_chains
 from freedraft.plugins.pacing_rule import (
-    best_prefix,
+    best_number,
     best_ratio,
-    best_width,
+    expected_by_number,
+    expected_by_width,
     is_tree,
     keep_marked,
     likeliest,
@@ -25,7 +26,7 @@ from freedraft.plugins.pacing_rule import (
     never_rising,
 )
 from freedraft.plugins.step_time import StepTime
-from freedraft.retrieval.ragged import Bool
+from freedraft.retrieval.ragged import Bool, Float64
 
 
 @dataclass(slots=True, eq=False)
@@ -70,38 +71,55 @@ def choices(
         drafts: what was drafted.
         sequences: S.
         step_time: T.
-        gain: tokens a second as a multiple of plain decoding's, in the long run.
+        gain: tokens a second as a multiple of plain decoding's, in the long run; with `filled` it is g itself.
         padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         filled: if given, everything is verified, and so many tokens at least.
     """
     sound = replace(drafts, probability=never_rising(drafts.probability, drafts.parents, drafts.offsets))
-    if filled is None:
-        here = best_ratio(sound.probability, sound.offsets, padded, sequences, *step_time.knots(sequences))
-        gain = math.sqrt(gain * here)
-    part = _best_of(sound, sequences, step_time, gain, padded, filled)
-    if not part.tree or filled is not None:
-        return [part]
-    chains = _best_of(likeliest_chains(sound)[0], sequences, step_time, gain, padded, filled)
-    return [part, chains] if part.surplus > chains.surplus else [chains, part]
-
-
-def _best_of(
-    drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int | None
-) -> Part:
-    """The part of drafts with sound probabilities that brings most by the rule; `gain` is its g, others as above."""
-    probability = drafts.probability
     if filled is not None:
-        kept = np.ones(len(probability), np.bool_)
-        widest = sequences * int(np.diff(drafts.offsets).max()) if padded else len(probability)
-        verified = max(widest, filled)
-        surplus = float(probability.sum()) - gain * sequences * (step_time.cost(sequences, verified) - 1.0)
-    elif padded:
-        width, surplus = best_width(probability, drafts.offsets, sequences, *step_time.knots(sequences), gain)
-        verified = sequences * width
-        kept = likeliest_of_each(probability, drafts.offsets, width)
+        return [_all_of(sound, sequences, step_time, gain, padded, filled)]
+    knots = step_time.knots(sequences)
+    expected = expected_of(sound, padded)
+    gain = math.sqrt(gain * best_ratio(expected, sequences if padded else 1, sequences, *knots))
+    part = _best_of(sound, expected, sequences, step_time, gain, padded)
+    if not part.tree:
+        return [part]
+    chains, _ = likeliest_chains(sound)
+    straight = _best_of(chains, expected_of(chains, padded), sequences, step_time, gain, padded)
+    return [part, straight] if part.surplus > straight.surplus else [straight, part]
+
+
+def expected_of(drafts: Drafts, padded: bool) -> Float64:
+    """The tokens that 1, 2, ... are expected to commit, of all or of each row; float64."""
+    if padded:
+        return expected_by_width(drafts.probability, drafts.offsets)
+    return expected_by_number(drafts.probability)
+
+
+def _best_of(drafts: Drafts, expected: Float64, sequences: int, step_time: StepTime, gain: float, padded: bool) -> Part:
+    """The part of drafts with sound probabilities that brings most by the rule; `gain` is its g."""
+    more = sequences if padded else 1
+    number, surplus = best_number(expected, more, sequences, *step_time.knots(sequences), gain)
+    if padded:
+        kept = likeliest_of_each(drafts.probability, drafts.offsets, number)
     else:
-        verified, surplus = best_prefix(probability, sequences, *step_time.knots(sequences), gain)
-        kept = likeliest(probability, verified)
+        kept = likeliest(drafts.probability, number)
+    return _part(drafts, kept, surplus, number * more, sequences, step_time, gain)
+
+
+def _all_of(drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int) -> Part:
+    """All of the drafts, in a pass that takes `filled` draft tokens at least."""
+    widest = sequences * int(np.diff(drafts.offsets).max()) if padded else len(drafts.tokens)
+    verified = max(widest, filled)
+    price = gain * sequences * (step_time.cost(sequences, verified) - 1.0)
+    kept = np.ones(len(drafts.tokens), np.bool_)
+    return _part(drafts, kept, float(drafts.probability.sum()) - price, verified, sequences, step_time, gain)
+
+
+def _part(
+    drafts: Drafts, kept: Bool, surplus: float, verified: int, sequences: int, step_time: StepTime, gain: float
+) -> Part:
+    """A part that brings `surplus` where it is no tree, in a pass with `verified` draft tokens."""
     cost = step_time.cost(sequences, verified)
     tree = bool(is_tree(drafts.parents, drafts.offsets, kept))
     if tree:

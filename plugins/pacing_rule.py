@@ -10,8 +10,8 @@ ratio of the tokens a second to those of plain steps. With the running ratio thi
 run, were each step's drafts independent of the last one's (Dinkelbach 1967, "On nonlinear fractional programming"). But
 good drafts come in a row, in a copy, where the time saved by one more token is that of a cheap step; and where drafts
 are poor, a token saves nearly a whole plain step. So g is the geometric mean of the running ratio and the best that
-this step alone could have. A token's probability includes its ancestors', so the likeliest first are always whole
-beginnings of drafts. Where nothing pays, k is 0.
+this step alone could have, what a tree costs more left out. A token's probability includes its ancestors', so the
+likeliest first are always whole beginnings of drafts. Where nothing pays, k is 0.
 
 Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
 that number, w: the w likeliest tokens of each draft are verified, and the step verifies S x w.
@@ -55,36 +55,27 @@ def expected_by_width(probability: Float32, offsets: Int64) -> Float64:
 
 
 @kernel
-def best_ratio(
-    probability: Float32,
-    offsets: Int64,
-    padded: bool,
-    sequences: int,
-    plain: float,
-    grid: Int64,
-    shape: Float64,
-) -> float:
-    """The most tokens a second that a step with these drafts could have, as a multiple of a plain step's; 1 at least.
+def best_ratio(expected: Float64, more: int, sequences: int, plain: float, grid: Int64, shape: Float64) -> float:
+    """The most tokens a second that a step could have, as a multiple of a plain step's; 1 at least.
 
-    Args: as of `best_prefix` and `best_width`; `padded` chooses between their ways to count.
+    Args: as of `best_number`.
     """
-    expected = expected_by_width(probability, offsets) if padded else expected_by_number(probability)
-    more = sequences if padded else 1
     most = 1.0
-    for k in range(len(expected)):
-        cost = interpolate(grid, shape, sequences + (k + 1) * more) / plain
-        most = max(most, (1.0 + expected[k] / sequences) / cost)
+    for k in range(1, len(expected) + 1):
+        cost = interpolate(grid, shape, sequences + k * more) / plain
+        most = max(most, (1.0 + expected[k - 1] / sequences) / cost)
     return most
 
 
 @kernel
-def best_prefix(
-    probability: Float32, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
+def best_number(
+    expected: Float64, more: int, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
 ) -> tuple[int, float]:
-    """The k from 1 up whose k likeliest tokens bring most, by the rule above.
+    """The k from 1 up that brings most, by the rule above.
 
     Args:
-        probability: float32 `(t,)`.
+        expected: float64, the tokens that 1, 2, ... are expected to commit: of all, or of each row in padded passes.
+        more: draft tokens that the pass takes for each of these: 1, or S in padded passes.
         sequences: S.
         plain, grid, shape: T; see `StepTime.knots`.
         gain: g.
@@ -92,34 +83,12 @@ def best_prefix(
     Returns:
         k, and the tokens that it brings beyond those that its time is worth.
     """
-    expected = expected_by_number(probability)
-    price = gain * sequences / plain
-    best, most = len(expected), -np.inf
-    for k in range(1, len(expected) + 1):
-        surplus = expected[k - 1] - price * interpolate(grid, shape, sequences + k)
-        if surplus > most:
-            best, most = k, surplus
-    return best, most + gain * sequences
-
-
-@kernel
-def best_width(
-    probability: Float32, offsets: Int64, sequences: int, plain: float, grid: Int64, shape: Float64, gain: float
-) -> tuple[int, float]:
-    """The w from 1 up so that the w likeliest tokens of each draft bring most, by the rule above for padded passes.
-
-    Args: as of `best_prefix`; `offsets` is int64 `(n + 1,)`.
-
-    Returns:
-        w, and the tokens that it brings beyond those that its time is worth.
-    """
-    expected = expected_by_width(probability, offsets)
     price = gain * sequences / plain
     best, most = 1, -np.inf
-    for width in range(1, len(expected) + 1):
-        surplus = expected[width - 1] - price * interpolate(grid, shape, sequences * (1 + width))
+    for k in range(1, len(expected) + 1):
+        surplus = expected[k - 1] - price * interpolate(grid, shape, sequences + k * more)
         if surplus > most:
-            best, most = width, surplus
+            best, most = k, surplus
     return best, most + gain * sequences
 
 

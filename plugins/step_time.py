@@ -312,8 +312,6 @@ def interpolate(grid: Int64, shape: Float64, tokens: int) -> float:
     last = len(grid) - 1
     if tokens >= grid[last]:
         return shape[last] * tokens / grid[last]
-    at = 0
-    while grid[at + 1] <= tokens:
-        at += 1
+    at = max(int(np.searchsorted(grid, tokens, "right")) - 1, 0)
     share = (tokens - grid[at]) / (grid[at + 1] - grid[at])
     return shape[at] + share * (shape[at + 1] - shape[at])

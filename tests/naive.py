@@ -295,7 +295,7 @@ class Proposal(Evidence):
 
 
 class Successor(Evidence):
-    """The token that came most, by `recent`, after the last follower of a context; its length stands for four."""
+    """What came after the last follower of a context before; `recent` is how often, less how often another did."""
 
     @property
     def latest(self) -> int:
@@ -490,7 +490,7 @@ class Mixing:
         *known, trust = self.successors.get(entry, (0, 0, 0, 0))
         if trust and known == [owner, before, token]:
             self.successors[entry] = (owner, before, token, min(trust + 1, 60))
-        elif trust > 1:
+        elif trust > 1 and known[0] == owner:
             self.successors[entry] = (*known, trust - 1)
         else:
             self.successors[entry] = (owner, before, token, 1)

@@ -177,11 +177,13 @@ def test_drafts_depend_on_the_committed_text_alone(text, data):
     assert parts(made.draft(slots, budgets(1))) == expected
     # Learning is put aside: it goes on with every committed token of a reply, and is shared.
     learnt = type(made.mixer)(*(array.copy() for array in made.mixer))
+    successors = made._successors.copy()
     grown = made.open(*ragged([text[:3]]))
     for token in text[3:]:
         made.draft(grown, budgets(1))
         made.extend(grown, *ragged([[token]]))
     made.mixer = learnt
+    made._successors = successors
     made._judged.bias[grown] = made._judged.run[grown] = 0
     assert parts(made.draft(grown, budgets(1))) == expected
 
@@ -381,6 +383,7 @@ class TestSavedPredictor:
                 tmp_path,
                 observed=np.full_like(taught.mixer.observed, -3),
                 weights=np.full_like(taught.mixer.weights, 3e38),
+                token_weights=np.full_like(taught.mixer.token_weights, -3e38),
                 rates=np.full_like(taught.mixer.rates, 7),
                 correction=np.full_like(taught.mixer.correction, -7),
             )

@@ -7,7 +7,7 @@ import pytest
 
 from freedraft.plugins.evidence import INDIRECT, KIND, LATEST, LIKELIEST, MATCHED, OWN, RESPONSES, SEEN, empty_evidence
 from freedraft.plugins.fusion import Fusion, FusionSettings
-from freedraft.plugins.indirect import ENTRIES, MAX_TRUST, gather_indirect, learn_indirect, no_successors
+from freedraft.plugins.indirect import ENTRIES, MAX_TRUST, entry_of, gather_indirect, learn_indirect, no_successors
 from freedraft.retrieval.ragged import ragged
 
 
@@ -63,11 +63,16 @@ def test_trust_is_bounded_and_repetition_teaches_nothing():
 
 def test_an_entry_is_its_owners_alone():
     table = no_successors()
-    learn(table, 7, 8, owner=3)
-    assert foreseen(table, 7, owner=3) == (8, 1)
-    assert foreseen(table, 7, owner=0) is None
-    # Nor is one that shares the entry taken for it.
-    assert foreseen(table, 7 + ENTRIES, owner=3) is None
+    for _ in range(3):
+        learn(table, 7, 8, owner=3)
+    assert foreseen(table, 7, owner=3) == (8, 3)
+    # These share the entry.
+    for token, owner in ((7, 3 + ENTRIES), (7 + ENTRIES, 3)):
+        assert (entry_of(table, owner, token) == entry_of(table, 3, 7)).all()
+        assert foreseen(table, token, owner=owner) is None
+    learn(table, 7, 8, owner=3 + ENTRIES)
+    assert foreseen(table, 7, owner=3) is None
+    assert foreseen(table, 7, owner=3 + ENTRIES) == (8, 1)
 
 
 def test_only_the_own_text_counts():
@@ -88,33 +93,36 @@ def test_a_full_table_of_evidence_is_left_as_it_is():
     assert gather_indirect(table, 0, evidence, len(evidence)) == len(evidence)
 
 
+def items(last, words):
+    """A list: a number stands behind a line's end, 50; then follows 60, and a word that is in no other list."""
+    return [token for i in range(1, last + 1) for token in (i, 60, words + i, 50)]
+
+
+def told(made, slot, text):
+    """Draft once, so that a reply is on, and commit `text`."""
+    made.draft(np.array([slot]), np.array([1], np.int32))
+    made.extend(np.array([slot]), *ragged([text]))
+
+
 @pytest.mark.parametrize("scope", ["engine", "off"])
-def test_a_list_is_numbered_on_as_another_one_was(scope):
-    """A number stands behind a line's end, 50; then follows 60, and a word that is in no other list."""
+def test_a_list_is_numbered_on_as_others_were(scope):
     made = Fusion(FusionSettings(scope=scope))
-
-    def items(first, last, words):
-        return [token for i in range(first, last) for token in (i, 60, words + i, 50)]
-
     slots = made.open(*ragged([[9, 50]]))
     for words in range(100, 2000, 100):
-        made.draft(slots, np.array([1], np.int32))
-        made.extend(slots, *ragged([items(1, 8, words)]))
+        told(made, slots[0], items(7, words))
         if scope == "engine":
             made.close(slots)
             slots = made.open(*ragged([[9, 50]]))
-    made.draft(slots, np.array([1], np.int32))
-    made.extend(slots, *ragged([items(1, 4, 5000)]))
-    drafts = made.draft(slots, np.array([2], np.int32))
-    assert drafts.tokens.tolist() == [4, 60]
+    told(made, slots[0], items(3, 5000))
+    assert made.draft(slots, np.array([2], np.int32)).tokens.tolist() == [4, 60]
 
 
-def test_a_sequence_alone_learns_from_itself_only():
-    made = Fusion(FusionSettings(scope="off"))
+@pytest.mark.parametrize("scope", ["engine", "off"])
+def test_other_sequences_lists_count_for_the_engine_only(scope):
+    made = Fusion(FusionSettings(scope=scope))
     first, second = made.open(*ragged([[9, 50], [9, 50]]))
-    for slot in (first, second):
-        made.draft(np.array([slot]), np.array([1], np.int32))
-    made.extend(np.array([first]), *ragged([[1, 50, 2, 50, 3, 50]]))
-    made.extend(np.array([second]), *ragged([[1, 50]]))
-    drafted = made.draft(np.array([second]), np.array([1], np.int32))
-    assert 2 not in drafted.tokens.tolist()
+    for words in range(100, 2000, 100):
+        told(made, first, items(7, words))
+    told(made, second, items(3, 5000))
+    drafted = made.draft(np.array([second]), np.array([1], np.int32)).tokens.tolist()
+    assert (drafted == [4]) == (scope == "engine")

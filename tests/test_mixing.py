@@ -217,5 +217,6 @@ def test_weights_and_rates_stay_finite_on_text_that_misleads():
         ours.extend(slots, *ragged([[token]]))
     assert all(np.isfinite(array).all() for array in ours.mixer)
     assert np.abs(ours.mixer.weights).max() < 10
+    assert np.abs(ours.mixer.token_weights).max() < 10
     assert ours.mixer.rates.min() >= np.float32(mixing.LOWEST)
     assert ours.mixer.rates.max() <= np.float32(1 - mixing.LOWEST)

@@ -16,7 +16,7 @@ from freedraft.plugins.base import Drafts
 from freedraft.plugins.config import parse_config
 from freedraft.plugins.pacing import Pacer, PacingSettings, pacer_for
 from freedraft.plugins.pacing_choice import choices
-from freedraft.plugins.pacing_rule import best_prefix, best_ratio, best_width
+from freedraft.plugins.pacing_rule import best_number, best_ratio, expected_by_number, expected_by_width
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.step_time import GRID, TREE, StepTime, interpolate
 from freedraft.retrieval.errors import ConfigError
@@ -35,6 +35,17 @@ def chains(rows):
         np.ones(total, np.uint8),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
+
+
+def best_prefix(probability, sequences, *knots_and_gain):
+    """The number of likeliest tokens that brings most, and what it brings."""
+    return best_number(expected_by_number(probability), 1, sequences, *knots_and_gain)
+
+
+def best_width(drafts, sequences, *knots_and_gain):
+    """The same of each draft's likeliest, in padded passes."""
+    expected = expected_by_width(drafts.probability, drafts.offsets)
+    return best_number(expected, sequences, sequences, *knots_and_gain)
 
 
 def tree_and_token(probability):
@@ -129,16 +140,15 @@ class TestRule:
         assert best_prefix(probability, 1, *knots(flat(0.25), 1), 1.0)[0] == 4
 
     def test_a_copys_tokens_are_worth_what_they_cost_there(self):
-        """With the running gain of 1.5, a token would have to bring 0.3 where it costs 0.2, whatever the step."""
+        """By the running gain of 1.5 alone, a token that costs 0.2 of a step would have to bring 0.3 in any of them."""
 
-        def kept(row, slope=0.2):
-            pacer = told(slope, PacingSettings(margin=0))
+        def kept(row):
+            pacer = told(0.2, PacingSettings(margin=0))
             pacer._tokens, pacer._time = 150.0, 100.0
             return len(pacer.cut(chains([row]), 1).tokens)
 
         # A step with three of these brings 3.7 tokens in 1.6 steps: the fourth, at 0.34, would save but a part of one.
         assert kept(falling([0.95, 0.95, 0.95, 0.4])) == 3
-        assert kept(falling([0.7, 0.7, 0.7])) == 3
         # Where there is nothing better, it would save a whole one.
         assert kept([0.26]) == 1
         assert kept([0.24]) == 0
@@ -188,7 +198,7 @@ class TestCut:
             assert cut.probability[kept].tolist() == drafts.probability[whole][:n].tolist()
         if len(cut.tokens):
             knots = pacer.step_time.knots(len(rows))
-            gain = best_ratio(drafts.probability, drafts.offsets, False, len(rows), *knots) ** 0.5
+            gain = best_ratio(expected_by_number(drafts.probability), 1, len(rows), *knots) ** 0.5
             keep, surplus = best_prefix(drafts.probability, len(rows), *knots, gain)
             assert len(cut.tokens) == keep
             assert surplus > 0.02 * len(rows)
@@ -235,7 +245,7 @@ class TestPadded:
         if not len(drafts.tokens):
             return
         sequences = len(rows) + idle
-        width, surplus = best_width(drafts.probability, drafts.offsets, sequences, *knots(shape, sequences), gain)
+        width, surplus = best_width(drafts, sequences, *knots(shape, sequences), gain)
         best = naive.best_cut(rows, sequences, lambda n: shape_at(shape, n), gain, padded=True)
         assert max(surplus, 0) == pytest.approx(best, abs=1e-6)
         price = gain * sequences * (shape_at(shape, sequences * (1 + width)) / shape_at(shape, sequences) - 1)
@@ -548,6 +558,35 @@ class TestDecisions:
         assert np.mean(run(2.0, 300)[-50:]) < 0.2
         # Back up after the next trial, which comes within a hundred steps, and goes on while it surprises.
         assert np.mean(run(0.01, 200)[-50:]) > 3.5
+
+    def test_a_step_that_denies_a_trial_is_followed_by_another(self):
+        """Drafts cost seven times as much at once; the trial shows it, but more than three times is not believed."""
+        pacer = Pacer(PacingSettings(explore=10))
+        drafts = chains([[0.9, 0.8, 0.7, 0.6]])
+
+        def step(cost):
+            kept = len(pacer.cut(drafts, 1).tokens)
+            pacer.record(1, kept, 0.01 * (cost if kept else 1))
+            return kept
+
+        for _ in range(100):
+            step(1.1)
+        after = [step(7.0) for _ in range(120)]
+        first = after.index(0)
+        # From the first trial on, drafts are given up within some steps, and are tried again less and less often.
+        assert sum(n > 0 for n in after[first : first + 30]) < 6
+        assert sum(n > 0 for n in after[first + 30 : first + 60]) < 6
+
+    def test_where_drafts_are_always_odd_behind_a_trial_it_is_repeated_less_and_less_often(self):
+        """A draft takes twice as long right behind a step without."""
+        pacer = Pacer(PacingSettings(explore=10))
+        pacer.spills = False
+        drafts = chains([[0.9, 0.8, 0.7, 0.6]])
+        kept = [1]
+        for _ in range(2000):
+            kept.append(len(pacer.cut(drafts, 1).tokens))
+            pacer.record(1, kept[-1], 0.01 * (1 if not kept[-1] else 1.1 if kept[-2] else 2.2))
+        assert kept[-1000:].count(0) < 60
 
     def test_one_to_many_sequences_and_back(self):
         """Many sequences fill the machine; the draft goes down with them, and comes back with the single one."""
