@@ -70,9 +70,9 @@ class FusionSettings(OwnTextSettings):
     scope: Literal["off", "engine"] = Field(
         "engine",
         description="Whose replies a sequence is drafted from: `off` = its own text alone; `engine` = also the earlier "
-        "replies of this process, whoever asked for them, what the model ranked in them, and which single token came in "
-        "the place of which. One user's reply can then speed up another's, and so betray by its timing that it exists: "
-        "choose `off` where tenants must not learn that of each other.",
+        "replies of this process, whoever asked for them, what the model ranked in them, and which token came where "
+        "another had come before. One user's reply can then speed up another's, and so betray by its timing that it "
+        "exists: choose `off` where tenants must not learn that of each other.",
     )
     learnt: Path | None = Field(
         None,
