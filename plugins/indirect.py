@@ -2,8 +2,8 @@
 
 Counts foresee what was there before. But lists are numbered, and rows and keys come in an order: where "1" followed a
 context last time, "2" follows it now, though it never did. So where the longest context of a sequence's own text was
-followed by one token last time and by another now, a table keeps that pair, whatever the context; and whenever a
-context's last follower has such a successor, that one is a candidate.
+followed by one token last time and by another now, in its reply, a table keeps that pair, whatever the context; and
+where the last follower of the longest context has such a successor, that one is a candidate.
 
 The table is int32 `(ENTRIES, FIELDS)`. Tokens that share an entry displace one another, at once where they are not of
 one owner. An entry is everybody's or one sequence's alone, by its owner's number (`adjacency.owners`), as `scope` has
@@ -43,7 +43,7 @@ TRUST = 3  # how often it came, less how often another did; 0 = the entry is fre
 FIELDS = 4
 
 MAX_TRUST = 60
-LENGTHS_AS_ONE = 4  # so many lengths of the context, up to `LONGEST`, share what is learnt of them
+LENGTHS_AS_ONE = 4  # about so many lengths of the context share what is learnt of them, more from 24 up
 LONGEST = 40
 
 

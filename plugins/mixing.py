@@ -127,6 +127,7 @@ class Candidates(NamedTuple):
         stretched: float64 `(MAX_CANDIDATES, MAX_CONTEXTS)`, the inputs.
         rate: int64, likewise: which rate each input is.
         place: int64 `(MAX_CONTEXTS,)`, which weight each context has.
+        first_rate: int64 `(MAX_CONTEXTS,)`, the first of the rates of each context, in pairs.
     """
 
     tokens: Int64
@@ -136,6 +137,7 @@ class Candidates(NamedTuple):
     stretched: Float64
     rate: Int64
     place: Int64
+    first_rate: Int64
 
 
 def start() -> Mixer:
@@ -189,6 +191,7 @@ def room() -> Candidates:
         np.empty(MAX_CANDIDATES, np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.float64),
         np.empty((MAX_CANDIDATES, MAX_CONTEXTS), np.int64),
+        np.empty(MAX_CONTEXTS, np.int64),
         np.empty(MAX_CONTEXTS, np.int64),
     )
 
@@ -246,11 +249,10 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
     """Mix the evidence for each of the first `found` candidates, whose `times` are known, behind the token `last`."""
     weights = mixer.weights[bucket(LENGTHS, longest_match(evidence, rows))]
     behind = mixer.token_weights[0, last & (WEIGHT_TOKENS - 1)]
-    first_rate = np.empty(MAX_CONTEXTS, np.int64)
     for i in range(rows):
         place = evidence[i, KIND] * LENGTH_BUCKETS + bucket(LENGTHS, evidence[i, MATCHED])
         candidates.place[i] = place
-        first_rate[i] = (place * SEEN_BUCKETS + bucket(SEENS, evidence[i, SEEN])) * SHARE_BUCKETS
+        candidates.first_rate[i] = (place * SEEN_BUCKETS + bucket(SEENS, evidence[i, SEEN])) * SHARE_BUCKETS
     for j in range(found):
         token = candidates.tokens[j]
         candidate = mixer.token_weights[1, token & (WEIGHT_TOKENS - 1)]
@@ -261,7 +263,7 @@ def predict(evidence: Int64, rows: int, mixer: Mixer, candidates: Candidates, fo
             if evidence[i, KIND] < COUNTED:
                 share = share_bucket(min(seen, share), seen)
             place = candidates.place[i]
-            rate = 2 * (first_rate[i] + share) + (1 if evidence[i, LATEST] == token else 0)
+            rate = 2 * (candidates.first_rate[i] + share) + (1 if evidence[i, LATEST] == token else 0)
             candidates.rate[j, i] = rate
             candidates.stretched[j, i] = mixer.stretched[rate]
             odds += (weights[place] + behind[place] + candidate[place]) * candidates.stretched[j, i]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,15 @@ class PacingSettings(Settings):
     )
 
 
+@dataclass(slots=True)
+class _Odd:
+    """Of one batch size, in a row up to now: odd trials, drafts behind trials without one, trees."""
+
+    trials: int = 0
+    behind: int = 0
+    trees: int = 0
+
+
 class Pacer:
     """Cuts drafts to what pays, and keeps account of how they did.
 
@@ -77,7 +86,8 @@ class Pacer:
     """Steps without a draft that come first, for T of a plain step to be known."""
     GAIN_MEMORY = 0.995
     ODD = 1.25
-    """A trial that takes so many times what is expected, or as small a part, is soon repeated."""
+    """A trial that takes so many times what is expected, or as small a part, is soon repeated; so is one without a
+    draft where the draft right behind it does so."""
     SOON = 8
     """Steps until then."""
     AT_ONCE = 3
@@ -96,9 +106,11 @@ class Pacer:
         self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = self._after_plain_trial = self._first_plain = False
-        self._tried = self._odd = self._odd_behind = 0
+        self._tried = 0
+        self._odd = _Odd()
+        self._odd_of = {(1).bit_length(): self._odd}
         self._tree = False
-        self._of_this_shape = self._odd_trees = 0
+        self._of_this_shape = 0
         self._tokens = self._time = 1.0
         self._left_out = 0.0
         self._lock = threading.Lock()
@@ -126,6 +138,7 @@ class Pacer:
         self._exploring = self._first_plain = False
         if total == 0:
             self._after_plain_trial = False
+            self._left_out = 0.0
             self._plain_step()
             return drafts
         self.steps += 1
@@ -163,7 +176,7 @@ class Pacer:
         kept = part.cut()
         # In padded passes a token may cost nothing, and says nothing of the price of others.
         whole = len(kept.tokens) == len(part.drafts.tokens)
-        self._left_out = 0.0 if padded or whole else float(kept.probability.min())
+        self._left_out = 0.0 if padded or whole else float(part.drafts.probability[~part.kept].max())
         self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
         return kept
@@ -188,7 +201,8 @@ class Pacer:
                 self._step_times[size] = StepTime(self.settings.prior_slope, 2 ** (size - 1))
             if self.step_time is not self._step_times[size]:
                 self.step_time = self._step_times[size]
-                self._exploring = False  # what was tried was of another size
+                self._odd = self._odd_of.setdefault(size, _Odd())
+                self._exploring = self._after_plain_trial = False  # what was tried was of another size
 
     def _plain_step(self) -> None:
         """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
@@ -219,9 +233,9 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is half of what the last cut left out, or the price of a token in a step that can gain nothing, where T
-        rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is time
-        to, and where drafts are uniform: what is not drafted saves nothing then.
+        It is half of the most that the last cut left out, or the price of a token in a step that can gain nothing,
+        where T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it
+        is time to, and where drafts are uniform: what is not drafted saves nothing then.
         """
         with self._lock:
             self._turn_to(sequences)
@@ -245,24 +259,24 @@ class Pacer:
             self._turn_to(sequences)
             ratio = self.step_time.record(sequences, drafted, seconds, tree)
             odd = not 1 / self.ODD < ratio < self.ODD
-            if self._exploring:
+            if self._exploring and not self._first_plain:
                 if odd:
-                    self._try_again(self._verifying, ratio < 2 / 3, self._odd)
-                self._odd = min(self._odd + 1, self.MOST_ODD) if odd else 0
-            elif self._after_plain_trial:
+                    self._try_again(self._verifying, ratio < 2 / 3, self._odd.trials)
+                self._odd.trials = min(self._odd.trials + 1, self.MOST_ODD) if odd else 0
+            elif self._after_plain_trial and drafted:
                 if odd:
                     # What was learnt from the trial is not the whole truth.
-                    self._try_again(False, ratio > 3 / 2, self._odd_behind)
-                self._odd_behind = min(self._odd_behind + 1, self.MOST_ODD) if odd else 0
+                    self._try_again(False, ratio > 3 / 2, self._odd.behind)
+                self._odd.behind = min(self._odd.behind + 1, self.MOST_ODD) if odd else 0
             if tree:
-                self._odd_trees = min(self._odd_trees + 1, self.MOST_ODD) if odd else 0
+                self._odd.trees = min(self._odd.trees + 1, self.MOST_ODD) if odd else 0
                 if odd:
                     # Likewise, where chains are thought better.
-                    wait = self.SOON * 2 ** (self._odd_trees - 1)
+                    wait = self.SOON * 2 ** (self._odd.trees - 1)
                     self._of_this_shape = max(self._of_this_shape, self.settings.explore - wait)
 
     def _try_again(self, verify: bool, at_once: bool, odd: int) -> None:
-        """Repeat a trial, of steps with a draft or without: soon, and at once if it went, or may go, much better.
+        """Repeat a trial, with a draft if `verify`, else without: soon, or at once if `at_once`.
 
         With `odd` of them in a row before, it waits longer: T may be of a form that is never learnt well.
         """

@@ -6,12 +6,13 @@ p the probabilities of all drafted tokens, likeliest first. Verify the first k, 
     p[0] + ... + p[k-1] - g x S x (T(k) / T(0) - 1)
 
 that is, the tokens that the draft is expected to commit, less those that its time would commit otherwise: g is the
-ratio of the tokens a second to those of plain steps. With the running ratio this maximises tokens over time in the long
-run, were each step's drafts independent of the last one's (Dinkelbach 1967, "On nonlinear fractional programming"). But
-good drafts come in a row, in a copy, where the time saved by one more token is that of a cheap step; and where drafts
-are poor, a token saves nearly a whole plain step. So g is the geometric mean of the running ratio and the best that
-this step alone could have, what a tree costs more left out. A token's probability includes its ancestors', so the
-likeliest first are always whole beginnings of drafts. Where nothing pays, k is 0.
+ratio of the tokens a second to those of plain steps, 1 or more. With the running ratio this maximises tokens over time
+in the long run, were each step's drafts independent of the last one's (Dinkelbach 1967, "On nonlinear fractional
+programming"). But good drafts come in a row, in a copy, where the time saved by one more token is that of a cheap step;
+and where drafts are poor, a token saves nearly a whole plain step. So g is the geometric mean of the running ratio and
+the best that this step alone could have, what a tree costs more left out; where all or nothing is verified, it is the
+running ratio. A token's probability includes its ancestors', so the likeliest first are always whole beginnings of
+drafts. Where nothing pays, k is 0.
 
 Where the forward pass takes as many tokens for every sequence as for the one with the longest draft, the rule chooses
 that number, w: the w likeliest tokens of each draft are verified, and the step verifies S x w.

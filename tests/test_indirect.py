@@ -53,6 +53,18 @@ def test_another_takes_its_place_once_it_came_as_often():
     assert foreseen(table, 7) == (9, 1)
 
 
+def test_of_two_followers_in_one_entry_the_one_that_was_surer_stays_for_a_while():
+    table = no_successors()
+    for _ in range(3):
+        learn(table, 7, 8)
+    learn(table, 7 + ENTRIES, 9)
+    assert foreseen(table, 7) == (8, 2)
+    for _ in range(2):
+        learn(table, 7 + ENTRIES, 9)
+    assert foreseen(table, 7) is None
+    assert foreseen(table, 7 + ENTRIES) == (9, 1)
+
+
 def test_trust_is_bounded_and_repetition_teaches_nothing():
     table = no_successors()
     for _ in range(MAX_TRUST + 5):
@@ -81,16 +93,19 @@ def test_only_the_own_text_counts():
     assert not table.any()
     learn(table, 7, 8)
     assert foreseen(table, 7, kind=RESPONSES) is None
-    empty = empty_evidence()
+    empty, before = empty_evidence(), table.copy()
     assert gather_indirect(table, 0, empty, 0) == 0
     learn_indirect(table, 0, empty, 0, 5)
+    assert (table == before).all()
 
 
 def test_a_full_table_of_evidence_is_left_as_it_is():
     table = no_successors()
     learn(table, 7, 8)
     evidence = followed_by(7)
+    before = evidence.copy()
     assert gather_indirect(table, 0, evidence, len(evidence)) == len(evidence)
+    assert (evidence == before).all()
 
 
 def items(last, words):

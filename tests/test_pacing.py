@@ -398,9 +398,24 @@ class TestFloor:
         assert pacer.floor(1, 8) == 0
         cut = pacer.cut(drafts, 1)
         assert len(cut.tokens) == 2
-        assert pacer.floor(1, 8) == pytest.approx(cut.probability.min() / 2)
+        assert pacer.floor(1, 8) == pytest.approx(0.8**3 / 2)
         # What is left of a draft is all kept: the next may be whole again.
         assert len(pacer.cut(chains([[0.8]]), 1).tokens) == 1
+        assert pacer.floor(1, 8) == 0
+
+    def test_the_end_of_a_copy_does_not_hold_back_what_comes_after_it(self):
+        """A token that costs 0.06 of a step is not worth it at the end of a copy, but is after it, at 0.3."""
+        pacer = told(0.06)
+        assert len(pacer.cut(chains([[0.95, 0.9, 0.85, 0.1]]), 1).tokens) == 3
+        assert pacer.floor(1, 8) < 0.1
+        assert len(pacer.cut(chains([[0.3]]), 1).tokens) == 1
+
+    def test_a_step_without_a_draft_lifts_it(self):
+        pacer = Pacer()
+        pacer.step_time = StepTime.known(lambda n: max(1.0, 1 + 0.5 * (n - 3)))
+        pacer.cut(chains([falling([0.8] * 6)]), 1)
+        assert pacer.floor(1, 8) > 0.2
+        pacer.cut(Drafts.empty(1), 1)
         assert pacer.floor(1, 8) == 0
 
     def test_is_lifted_when_it_is_time_to_try(self):
@@ -573,7 +588,7 @@ class TestDecisions:
             step(1.1)
         after = [step(7.0) for _ in range(120)]
         first = after.index(0)
-        # From the first trial on, drafts are given up within some steps, and are tried again less and less often.
+        # From the first trial on, drafts are given up within some steps, and tried now and then.
         assert sum(n > 0 for n in after[first : first + 30]) < 6
         assert sum(n > 0 for n in after[first + 30 : first + 60]) < 6
 
@@ -587,6 +602,35 @@ class TestDecisions:
             kept.append(len(pacer.cut(drafts, 1).tokens))
             pacer.record(1, kept[-1], 0.01 * (1 if not kept[-1] else 1.1 if kept[-2] else 2.2))
         assert kept[-1000:].count(0) < 60
+
+    @pytest.mark.parametrize("spills", [True, False])
+    def test_a_poor_draft_behind_a_trial_tells_nothing_of_it(self, spills):
+        """The step behind the trial has no draft worth verifying, and takes three times as long."""
+        pacer = Pacer(PacingSettings(explore=10))
+        pacer.spills = spills
+        good, poor = chains([[0.9, 0.8, 0.7, 0.6]]), chains([[0.02]])
+        explored = 0
+        for _ in range(40):
+            before = pacer.explored
+            kept = len(pacer.cut(good, 1).tokens)
+            pacer.record(1, kept, 0.0105 if kept else 0.01)
+            if pacer.explored > before and pacer.step_time.plain_steps > 3:
+                explored = pacer.explored
+                pacer.cut(poor, 1)
+                pacer.record(1, 0, 0.03)
+                break
+        assert explored
+        # Not at once another trial.
+        assert len(pacer.cut(good, 1).tokens) > 0
+
+    def test_batch_sizes_have_trials_of_their_own(self):
+        pacer = Pacer(PacingSettings(explore=10))
+        pacer.cut(chains([[0.9]]), 1)
+        pacer._odd.trials = 7
+        pacer.cut(chains([[0.9]] * 4), 4)
+        assert pacer._odd.trials == 0
+        pacer.cut(chains([[0.9]]), 1)
+        assert pacer._odd.trials == 7
 
     def test_one_to_many_sequences_and_back(self):
         """Many sequences fill the machine; the draft goes down with them, and comes back with the single one."""
@@ -638,8 +682,8 @@ class TestTrees:
         assert chain == (len(left) < 2 or mask == 0.31)
 
     def test_where_no_chain_pays_the_tree_has_to_pay_for_its_mask(self):
-        """Two nodes bring 0.02 beyond their price, one alone 0.01."""
-        settings = PacingSettings(margin=0.015)
+        """Two nodes bring 0.015 beyond their price, one alone 0.0075."""
+        settings = PacingSettings(margin=0.01)
         assert self.knowing(0.49, 0.0, settings).cut(self.TREE, 1).tokens.tolist() == [7, 9]
         assert self.knowing(0.49, 0.01, settings).cut(self.TREE, 1).tokens.tolist() == []
 
