@@ -80,12 +80,15 @@ def choices(
         return [_all_of(sound, sequences, step_time, gain, padded, filled)]
     knots = step_time.knots(sequences)
     expected = expected_of(sound, padded)
-    gain = math.sqrt(gain * best_ratio(expected, sequences if padded else 1, sequences, *knots))
-    part = _best_of(sound, expected, sequences, step_time, gain, padded)
+    more = sequences if padded else 1
+    gain = math.sqrt(gain * best_ratio(expected, more, sequences, *knots))
+    number, surplus = best_number(expected, more, sequences, *knots, gain)
+    part = _first_of(sound, number, surplus, sequences, step_time, gain, padded)
     if not part.tree:
         return [part]
     chains, _ = likeliest_chains(sound)
-    straight = _best_of(chains, expected_of(chains, padded), sequences, step_time, gain, padded)
+    number, surplus = best_number(expected_of(chains, padded), more, sequences, *knots, gain)
+    straight = _first_of(chains, number, surplus, sequences, step_time, gain, padded)
     return [part, straight] if part.surplus > straight.surplus else [straight, part]
 
 
@@ -96,15 +99,14 @@ def expected_of(drafts: Drafts, padded: bool) -> Float64:
     return expected_by_number(drafts.probability)
 
 
-def _best_of(drafts: Drafts, expected: Float64, sequences: int, step_time: StepTime, gain: float, padded: bool) -> Part:
-    """The part of drafts with sound probabilities that brings most by the rule; `gain` is its g."""
-    more = sequences if padded else 1
-    number, surplus = best_number(expected, more, sequences, *step_time.knots(sequences), gain)
+def _first_of(
+    drafts: Drafts, number: int, surplus: float, sequences: int, step_time: StepTime, gain: float, padded: bool
+) -> Part:
+    """The `number` likeliest, of all or of each row, which bring `surplus` where they are no tree."""
     if padded:
         kept = likeliest_of_each(drafts.probability, drafts.offsets, number)
-    else:
-        kept = likeliest(drafts.probability, number)
-    return _part(drafts, kept, surplus, number * more, sequences, step_time, gain)
+        return _part(drafts, kept, surplus, sequences * number, sequences, step_time, gain)
+    return _part(drafts, likeliest(drafts.probability, number), surplus, number, sequences, step_time, gain)
 
 
 def _all_of(drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int) -> Part:

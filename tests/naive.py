@@ -294,19 +294,12 @@ class Proposal(Evidence):
         return bucket if token == self.likeliest else 0
 
 
-class Successor(Evidence):
+class Successor(Proposal):
     """What came after the last follower of a context before; `recent` is how often, less how often another did."""
-
-    @property
-    def latest(self) -> int:
-        return -1
 
     @property
     def seen(self) -> int:
         return self.recent
-
-    def share(self, token: int) -> int:
-        return 9 if token == self.likeliest else 0
 
 
 def proposed(
@@ -480,7 +473,7 @@ class Mixing:
         if not trust or (whose, follower) != (owner, before):
             return []
         length = 1 + min(evidence[0].length, 40) // 4
-        return [Successor(INDIRECT, length, (successor,), frozenset(), trust)]
+        return [Successor(INDIRECT, length, (successor,), frozenset([9]), trust)]
 
     def learn_successor(self, evidence: Sequence[Evidence], owner: int, token: int) -> None:
         if not evidence or evidence[0].kind not in (OWN_TEXT, OWN_FAR) or evidence[0].latest == token:
