@@ -55,7 +55,10 @@ def compare(
         task: [prompt(text) for text in texts] for task, texts in tasks(WARM + rounds * (single + several)).items()
     }
     measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {
-        (task, streams): {name: [] for name in names} for streams in (1, STREAMS) for task in prompts
+        (task, streams): {name: [] for name in names}
+        for streams, count in ((1, single), (STREAMS, several))
+        if count
+        for task in prompts
     }
     with engines({name: METHODS[name] for name in names}, options) as pipes:
         # Other prompts alone than together: who repeats a question teaches that replies are repeated.
@@ -65,6 +68,8 @@ def compare(
         at = WARM
         for number in range(rounds):
             for streams, count in ((1, single), (STREAMS, several)):
+                if not count:
+                    continue
                 for turn, (task, texts) in enumerate(prompts.items()):
                     first = (number + turn) % len(names)
                     for name, round_ in answer(pipes, texts[at : at + count], streams, first).items():
@@ -112,7 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a reply, at most (default 64)")
     parser.add_argument("--rounds", type=int, default=2, help="default 2")
-    parser.add_argument("--single", type=int, default=2, help="prompts of a round and task, one at a time (default 2)")
+    parser.add_argument(
+        "--single", type=int, default=2, help="prompts of a round and task, one at a time (default 2; 0: none)"
+    )
     parser.add_argument(
         "--several", type=int, default=8, help=f"prompts of a round and task, {STREAMS} at once (default 8)"
     )

@@ -64,7 +64,11 @@ INDIRECT_RATES = np.array([0.02] * (SHARE_BUCKETS - 1) + [0.1])
 
 LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
-FIRST_WEIGHT = 0.3
+# The first weights, by the longest match: of contexts as long as that, and of shorter ones. What mattered most in every
+# domain is that a long match is not talked down by the short ones in it.
+LONGEST_WEIGHT = np.linspace(0.6, 0.8, LENGTH_BUCKETS)
+SHORTER_WEIGHT = np.linspace(0.2, 0.1, LENGTH_BUCKETS)
+BY_PRODUCT_WEIGHT = 0.3  # of rankings and proposals, however long
 LEARNING_RATE = 0.01
 TOKEN_LEARNING_RATE = 0.04  # of the weights by token
 WEIGHT_TOKENS = 1024  # tokens that share an entry share these weights
@@ -141,7 +145,7 @@ class Candidates(NamedTuple):
 
 
 def start() -> Mixer:
-    """A predictor that has learnt nothing: rates by the escape estimate, equal weights, maps that keep the odds."""
+    """A predictor that has learnt nothing: rates by the escape estimate, weights by rule, maps that keep the odds."""
     seens = np.array([1, 2, 3, 4.5, 7, 12, 32, 128])
     lengths = np.array([1, 2, 3, 4, 5, 6, 7.5, 10.5, 14.5, 20, 32, 60])
     seen, length = seens[None, None, :, None, None], lengths[None, :, None, None, None]
@@ -157,7 +161,12 @@ def start() -> Mixer:
     rates[PROPOSED] = PROPOSED_RATES[None, None, :, None]
     rates[INDIRECT] = INDIRECT_RATES[None, None, :, None]
     rates = np.clip(rates.ravel(), 0.002, 0.995).astype(np.float32)
-    weights = np.full((LENGTH_BUCKETS, INPUTS + 1), FIRST_WEIGHT, np.float32)
+    weights = np.empty((LENGTH_BUCKETS, INPUTS + 1), np.float32)
+    by_kind = weights[:, :INPUTS].reshape(LENGTH_BUCKETS, KINDS, LENGTH_BUCKETS)
+    by_kind[:] = SHORTER_WEIGHT[:, None, None]
+    longest = np.arange(LENGTH_BUCKETS)
+    by_kind[longest, :, longest] = LONGEST_WEIGHT[:, None]
+    by_kind[:, [RANKED, PROPOSED]] = BY_PRODUCT_WEIGHT
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
     steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)

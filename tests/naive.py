@@ -504,7 +504,14 @@ class Mixing:
         return _bucket(MIX_LENGTHS, max((context.length for context in evidence), default=0))
 
     def _weight(self, chosen: int, key: tuple[int, ...]) -> float:
-        return self.weights.get((chosen, *key[:2]), float32(0.3))
+        kind, length = key[:2]
+        if kind in (RANKED, PROPOSED):
+            first = 0.3
+        elif length == chosen:
+            first = 0.6 + 0.2 * chosen / 11
+        else:
+            first = 0.2 - 0.1 * chosen / 11
+        return self.weights.get((chosen, kind, length), float32(first))
 
     def _of_tokens(self, last: int, token: int, key: tuple[int, ...]) -> list[tuple[int, ...]]:
         """What is added to the weight of a context, by the last token and by the candidate."""
