@@ -73,10 +73,10 @@ class Guard:
     def extend(self, slots: Int64, tokens: Int32, offsets: Int64) -> None:
         """As `Drafter.extend`; never raises."""
         with self._lock:
-            live = ~self.retired(slots)
-            if not live.any():
-                return
-            if not live.all():
+            live = self._live(slots)
+            if live is not None:
+                if not live.any():
+                    return
                 lengths = np.diff(offsets)
                 tokens, slots = tokens[np.repeat(live, lengths)], slots[live]
                 offsets = np.concatenate([[0], np.cumsum(lengths[live])]).astype(np.int64)
@@ -93,15 +93,15 @@ class Guard:
             vocabulary: a row with a token id that is this or higher gets no draft; the drafter does not know it.
         """
         with self._lock:
-            live = ~self.retired(slots)
-            if not live.any():
+            live = self._live(slots)
+            if live is not None and not live.any():
                 return Drafts.empty(len(slots))
-            inner, limits = (self._inner[slots], budget) if live.all() else (self._inner[slots[live]], budget[live])
+            inner, limits = (self._inner[slots], budget) if live is None else (self._inner[slots[live]], budget[live])
             drafts = self._attempt(lambda: checked_drafts(self.drafter.draft(inner, limits), limits))
         if drafts is None:
             return Drafts.empty(len(slots))
         drafts = within_vocabulary(drafts, vocabulary)
-        if len(inner) == len(slots):
+        if live is None:
             return drafts
         lengths = np.zeros(len(slots), np.int64)
         lengths[live] = np.diff(drafts.offsets)
@@ -143,6 +143,11 @@ class Guard:
     def retired(self, slots: Int64) -> NDArray[np.bool_]:
         """Bool `(n,)`: which of the slots lost their sequence to a failure."""
         return self._inner[slots] == RETIRED
+
+    def _live(self, slots: Int64) -> NDArray[np.bool_] | None:
+        """Bool `(n,)`: which of the slots are not retired; None where all of one or more are live."""
+        inner = self._inner[slots]
+        return None if len(inner) and inner.min() > RETIRED else inner != RETIRED
 
     def _take(self, count: int) -> Int64:
         if len(self._free) < count:

@@ -6,7 +6,10 @@ import numpy as np
 
 from freedraft.plugins.base import Drafts
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.ragged import MAX_TOKEN, Int32
+from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.ragged import MAX_TOKEN, Float32, Int32, Int64
+
+NONE, ROWS, PROBABILITY, TOKEN, PARENT = range(5)
 
 
 def checked_drafts(drafts: Drafts, budget: Int32) -> Drafts:
@@ -24,9 +27,6 @@ def checked_drafts(drafts: Drafts, budget: Int32) -> Drafts:
         raise InputError(f"the drafter's draft: expected int64 offsets, got {offsets.dtype}")
     if not len(tokens):
         return drafts
-    lengths = offsets[1:] - offsets[:-1]
-    if lengths.min() < 0 or (lengths > budget).any():
-        raise InputError(f"the drafter's draft: rows of {lengths} tokens with a budget of {budget}")
     if not (len(tokens),) == tokens.shape == parents.shape == drafts.probability.shape == drafts.source.shape:
         raise InputError(
             "the drafter's draft: expected tokens, parents, probability and source of one shape (t,), got "
@@ -39,15 +39,34 @@ def checked_drafts(drafts: Drafts, budget: Int32) -> Drafts:
             f"the drafter's draft: expected float32 probability and uint8 source, got "
             f"{drafts.probability.dtype} and {drafts.source.dtype}"
         )
-    if not np.isfinite(drafts.probability).all():
+    fault = _fault(tokens, parents, drafts.probability, offsets, budget)
+    if fault == ROWS:
+        raise InputError(f"the drafter's draft: rows of {np.diff(offsets)} tokens with a budget of {budget}")
+    if fault == PROBABILITY:
         raise InputError("the drafter's draft: a probability is not a number")
-    # Seen as unsigned, a negative id is a huge one, and the parent -1 wraps round to 0 when 1 is added.
-    if tokens.view(np.uint32).max() >= MAX_TOKEN:
+    if fault == TOKEN:
         raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{MAX_TOKEN - 1}")
-    index = np.arange(len(tokens)) if len(budget) == 1 else np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
-    if (parents.view(np.uint32) + np.uint32(1) > index).any():
+    if fault == PARENT:
         raise InputError(f"the drafter's draft: parents {parents} must be -1 or an earlier node of the row")
     return drafts
+
+
+@kernel
+def _fault(tokens: Int32, parents: Int32, probability: Float32, offsets: Int64, budget: Int32) -> int:
+    """The first thing that is wrong with drafts whose shapes fit; `NONE` if nothing is."""
+    for row in range(len(budget)):
+        if not 0 <= offsets[row + 1] - offsets[row] <= budget[row]:
+            return ROWS
+    fault = NONE
+    for row in range(len(budget)):
+        for i in range(offsets[row], offsets[row + 1]):
+            if not np.isfinite(probability[i]):
+                return PROBABILITY
+            if not 0 <= tokens[i] < MAX_TOKEN:
+                fault = TOKEN
+            elif fault == NONE and not -1 <= parents[i] < i - offsets[row]:
+                fault = PARENT
+    return fault
 
 
 def within_vocabulary(drafts: Drafts, vocabulary: int) -> Drafts:
