@@ -9,63 +9,70 @@ from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import MAX_TOKEN, Float32, Int32, Int64
 
-NONE, ROWS, PROBABILITY, TOKEN, PARENT = range(5)
+# What can be wrong with a draft; of several, the one named first here is told.
+SOUND, BAD_ROWS, BAD_PROBABILITY, BAD_TOKENS, BAD_PARENTS = range(5)
 
 
 def checked_drafts(drafts: Drafts, budget: Int32) -> Drafts:
-    """Return `drafts` if they are well formed and within the budget, int32 `(n,)`.
+    """Return `drafts`, their arrays fit for kernels, if they are well formed and within the budget, int32 `(n,)`.
 
     Raises:
         InputError: what is wrong.
     """
-    tokens, parents, offsets = drafts.tokens, drafts.parents, drafts.offsets
+    tokens, offsets = drafts.tokens, drafts.offsets
     if offsets.shape != (len(budget) + 1,) or offsets[0] != 0 or offsets[-1] != len(tokens):
         raise InputError(
             f"the drafter's draft: offsets {offsets} do not fit {len(budget)} rows and {len(tokens)} tokens in all"
         )
     if offsets.dtype != np.int64:
         raise InputError(f"the drafter's draft: expected int64 offsets, got {offsets.dtype}")
-    if not len(tokens):
-        return drafts
-    if not (len(tokens),) == tokens.shape == parents.shape == drafts.probability.shape == drafts.source.shape:
+    if not len(tokens) and not offsets.any():
+        # Of whatever type they are.
+        drafts = Drafts.empty(len(budget))
+    tokens, parents, probability, source = drafts.tokens, drafts.parents, drafts.probability, drafts.source
+    if not (len(tokens),) == tokens.shape == parents.shape == probability.shape == source.shape:
         raise InputError(
             "the drafter's draft: expected tokens, parents, probability and source of one shape (t,), got "
-            f"{tokens.shape}, {parents.shape}, {drafts.probability.shape} and {drafts.source.shape}"
+            f"{tokens.shape}, {parents.shape}, {probability.shape} and {source.shape}"
         )
     if tokens.dtype != np.int32 or parents.dtype != np.int32:
         raise InputError(f"the drafter's draft: expected int32, got tokens {tokens.dtype}, parents {parents.dtype}")
-    if drafts.probability.dtype != np.float32 or drafts.source.dtype != np.uint8:
+    if probability.dtype != np.float32 or source.dtype != np.uint8:
         raise InputError(
             f"the drafter's draft: expected float32 probability and uint8 source, got "
-            f"{drafts.probability.dtype} and {drafts.source.dtype}"
+            f"{probability.dtype} and {source.dtype}"
         )
-    fault = _fault(tokens, parents, drafts.probability, offsets, budget)
-    if fault == ROWS:
+    if not all(array.flags.carray for array in (tokens, parents, probability, source, offsets)):
+        # Kernels would be compiled anew for views with gaps, and for arrays that can't be written to.
+        drafts = Drafts(tokens.copy(), parents.copy(), probability.copy(), source.copy(), offsets.copy())
+        tokens, parents, probability, offsets = drafts.tokens, drafts.parents, drafts.probability, drafts.offsets
+    fault = _fault(tokens, parents, probability, offsets, budget)
+    if fault == BAD_ROWS:
         raise InputError(f"the drafter's draft: rows of {np.diff(offsets)} tokens with a budget of {budget}")
-    if fault == PROBABILITY:
+    if fault == BAD_PROBABILITY:
         raise InputError("the drafter's draft: a probability is not a number")
-    if fault == TOKEN:
+    if fault == BAD_TOKENS:
         raise InputError(f"the drafter's draft: token ids {tokens.min()} to {tokens.max()} outside 0..{MAX_TOKEN - 1}")
-    if fault == PARENT:
+    if fault == BAD_PARENTS:
         raise InputError(f"the drafter's draft: parents {parents} must be -1 or an earlier node of the row")
     return drafts
 
 
 @kernel
 def _fault(tokens: Int32, parents: Int32, probability: Float32, offsets: Int64, budget: Int32) -> int:
-    """The first thing that is wrong with drafts whose shapes fit; `NONE` if nothing is."""
+    """What is wrong with drafts whose shapes and types fit, or `SOUND`."""
     for row in range(len(budget)):
         if not 0 <= offsets[row + 1] - offsets[row] <= budget[row]:
-            return ROWS
-    fault = NONE
+            return BAD_ROWS
+    fault = SOUND
     for row in range(len(budget)):
         for i in range(offsets[row], offsets[row + 1]):
             if not np.isfinite(probability[i]):
-                return PROBABILITY
+                return BAD_PROBABILITY
             if not 0 <= tokens[i] < MAX_TOKEN:
-                fault = TOKEN
-            elif fault == NONE and not -1 <= parents[i] < i - offsets[row]:
-                fault = PARENT
+                fault = BAD_TOKENS
+            elif fault == SOUND and not -1 <= parents[i] < i - offsets[row]:
+                fault = BAD_PARENTS
     return fault
 
 

@@ -77,8 +77,8 @@ class FusionSettings(OwnTextSettings):
     learnt: Path | None = Field(
         None,
         description="A file that `save_learnt` or `Fusion.save` wrote, to start from what the predictor had learnt by "
-        "then; it has no text in it, though it betrays which tokens occurred. By default it starts from neutral "
-        "values, which it leaves behind within some thousand tokens. May be missing if `save_learnt` names it as well.",
+        "then; it has no text in it, though it betrays which tokens occurred. By default it starts from values "
+        "by rule, which it leaves behind within some thousand tokens. May be missing if `save_learnt` names it too.",
     )
     save_learnt: Path | None = Field(
         None,

@@ -64,8 +64,8 @@ INDIRECT_RATES = np.array([0.02] * (SHARE_BUCKETS - 1) + [0.1])
 
 LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
-# The first weights, by the longest match: of contexts as long as that, and of shorter ones. What mattered most in every
-# domain is that a long match is not talked down by the short ones in it.
+# The first weights, by the bucket of the longest match: of contexts in that bucket, and of shorter ones. A long match
+# must not be talked down by the short ones in it. (Indirect contexts count as short: equal to 0.3 for all of them.)
 LONGEST_WEIGHT = np.linspace(0.6, 0.8, LENGTH_BUCKETS)
 SHORTER_WEIGHT = np.linspace(0.2, 0.1, LENGTH_BUCKETS)
 BY_PRODUCT_WEIGHT = 0.3  # of rankings and proposals, however long
@@ -162,7 +162,7 @@ def start() -> Mixer:
     rates[INDIRECT] = INDIRECT_RATES[None, None, :, None]
     rates = np.clip(rates.ravel(), 0.002, 0.995).astype(np.float32)
     weights = np.empty((LENGTH_BUCKETS, INPUTS + 1), np.float32)
-    by_kind = weights[:, :INPUTS].reshape(LENGTH_BUCKETS, KINDS, LENGTH_BUCKETS)
+    by_kind = weights[:, :INPUTS].reshape(LENGTH_BUCKETS, KINDS, LENGTH_BUCKETS)  # a view
     by_kind[:] = SHORTER_WEIGHT[:, None, None]
     longest = np.arange(LENGTH_BUCKETS)
     by_kind[longest, :, longest] = LONGEST_WEIGHT[:, None]
@@ -323,10 +323,11 @@ def learn_map(mixer: Mixer, which: int, token: int, odds: float, right: float) -
 
 @kernel
 def longest_match(evidence: Int64, rows: int) -> int:
-    """Tokens of the longest context."""
+    """Tokens of the longest context in any text; rankings and proposals are none."""
     longest = 0
     for i in range(rows):
-        longest = max(longest, evidence[i, MATCHED])
+        if evidence[i, KIND] < COUNTED:
+            longest = max(longest, evidence[i, MATCHED])
     return longest
 
 

@@ -56,12 +56,34 @@ class PacingSettings(Settings):
 
 
 @dataclass(slots=True)
-class _Odd:
-    """Of one batch size, in a row up to now: odd trials, drafts behind trials without one, trees."""
+class _OfSize:
+    """What is kept of the steps with batches of about one size.
 
-    trials: int = 0
-    behind: int = 0
-    trees: int = 0
+    Attributes:
+        step_time: T.
+        since_plain, since_verified: steps since the last without a draft that was measured, and with one.
+        tree: the last draft that was verified, and could have been either, was more than a chain.
+        of_this_shape: so many of these in a row were like it.
+        left_out: the most likely token that the last cut left out.
+        tokens, time: what was expected of the latest steps, a fading sum; as of plain steps.
+        waited: steps without a draft for want of T, before anything was verified.
+        missed: trials in a row that nobody measured.
+        odd_trials, odd_behind, odd_trees: in a row up to now: odd trials, drafts behind trials without one, trees.
+    """
+
+    step_time: StepTime
+    since_plain: int = 0
+    since_verified: int = 0
+    tree: bool = False
+    of_this_shape: int = 0
+    left_out: float = 0.0
+    tokens: float = 1.0
+    time: float = 1.0
+    waited: int = 0
+    missed: int = 0
+    odd_trials: int = 0
+    odd_behind: int = 0
+    odd_trees: int = 0
 
 
 class Pacer:
@@ -73,8 +95,6 @@ class Pacer:
     Attributes:
         spills: part of what a draft costs shows in the step after it, which has more tokens to hand out: in vLLM on a
             CPU 2.5 % of a step. Then a plain step is measured only where the one before it was plain, too.
-        step_time: T of the batch size of now. As many tokens of few sequences cost something else than of many, so
-            each size has its own, up to a factor of two; one that is told (`StepTime.known`) serves all.
         steps: `cut` calls with anything drafted; `verified`: those that left something to verify; `explored`: steps
             that did what was not thought best, to measure it.
         trees: steps that verified a tree.
@@ -98,22 +118,27 @@ class Pacer:
     def __init__(self, settings: PacingSettings | None = None) -> None:
         self.settings = settings or PacingSettings()
         self.spills = True
-        self.step_time = StepTime(self.settings.prior_slope)
-        self._step_times = {(1).bit_length(): self.step_time}
+        self._now = _OfSize(StepTime(self.settings.prior_slope))
+        self._of_size = {(1).bit_length(): self._now}
         self.steps = self.verified = self.explored = self.trees = 0
         self.drafted = self.kept = 0
         self.calibration: Float64 = nothing_judged()
-        self._since_plain = self._since_verified = 0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = self._after_plain_trial = self._first_plain = False
+        self._unmeasured = False
         self._tried = 0
-        self._odd = _Odd()
-        self._odd_of = {(1).bit_length(): self._odd}
-        self._tree = False
-        self._of_this_shape = 0
-        self._tokens = self._time = 1.0
-        self._left_out = 0.0
         self._lock = threading.Lock()
+
+    @property
+    def step_time(self) -> StepTime:
+        """T of the batch size of now. As many tokens of few sequences cost something else than of many, so each size
+        has its own, up to a factor of two; one that is told (`StepTime.known`) serves all.
+        """
+        return self._now.step_time
+
+    @step_time.setter
+    def step_time(self, step_time: StepTime) -> None:
+        self._now.step_time = step_time
 
     def cut(self, drafts: Drafts, sequences: int, filled: int = 0, *, padded: bool = False) -> Drafts:
         """The part of `drafts` that is worth verifying in a step with `sequences` sequences; O(t log t).
@@ -134,11 +159,16 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
+        if self._unmeasured:
+            # There was a prompt in the step, say.
+            self._try_again(self._verifying, False, self._now.missed)
+            self._now.missed = min(self._now.missed + 1, self.MOST_ODD)
+            self._unmeasured = False
         self._after_plain_trial = self._exploring and not self._verifying and not self._first_plain
         self._exploring = self._first_plain = False
         if total == 0:
             self._after_plain_trial = False
-            self._left_out = 0.0
+            self._now.left_out = 0.0
             self._plain_step()
             return drafts
         self.steps += 1
@@ -149,21 +179,23 @@ class Pacer:
             drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None
         )
         pays = bool(part.surplus > self.settings.margin * sequences)
-        self._first_plain = self.step_time.plain_steps < self.FIRST_PLAIN
+        self._first_plain = self._waits_for_plain_steps
         if self._first_plain:
+            self._now.waited += 1
             verify = False
         elif pays:
-            verify = self._since_plain < self._plain_every()
+            verify = self._now.since_plain < self._plain_every()
         else:
-            verify = self._since_verified >= self.settings.explore
+            verify = self._now.since_verified >= self.settings.explore
         self._exploring, self._verifying = verify != pays, verify
+        self._unmeasured = self._exploring and not self._first_plain
         self.explored += self._exploring
         if not verify:
-            self._left_out = 0.0
+            self._now.left_out = 0.0
             self._plain_step()
             return Drafts.empty(drafts.rows)
-        self._since_plain += 1
-        self._since_verified = 0
+        self._now.since_plain += 1
+        self._now.since_verified = 0
         self._plain_in_a_row = 0
         self.verified += 1
         self._tried += self._exploring
@@ -176,38 +208,45 @@ class Pacer:
         kept = part.cut()
         # In padded passes a token may cost nothing, and says nothing of the price of others.
         whole = len(kept.tokens) == len(part.drafts.tokens)
-        self._left_out = 0.0 if padded or whole else float(part.drafts.probability[~part.kept].max())
+        self._now.left_out = 0.0 if padded or whole else float(part.drafts.probability[~part.kept].max())
         self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
         return kept
+
+    @property
+    def _waits_for_plain_steps(self) -> bool:
+        """Nothing is verified before T of a plain step is known; but not for ever, where no step can be measured."""
+        return self.step_time.plain_steps < self.FIRST_PLAIN and self._now.waited < self.settings.explore
 
     def _time_for_the_other_shape(self, tree: bool) -> bool:
         """Take in a step that could verify a tree or chains, of which one is thought better; whether to try the other.
 
         What a tree costs more is known only where there are both, and changes.
         """
-        self._of_this_shape = self._of_this_shape + 1 if tree == self._tree else 1
-        self._tree = tree
-        if self._of_this_shape <= self.settings.explore:
+        self._now.of_this_shape = self._now.of_this_shape + 1 if tree == self._now.tree else 1
+        self._now.tree = tree
+        if self._now.of_this_shape <= self.settings.explore:
             return False
-        self._of_this_shape = 0
+        self._now.of_this_shape = 0
         return True
 
     def _turn_to(self, sequences: int) -> None:
-        """Let `step_time` be that of a batch of so many sequences."""
+        """Let `_now` be that of a batch of so many sequences."""
         if not self.step_time.told:
             size = max(sequences, 1).bit_length()
-            if size not in self._step_times:
-                self._step_times[size] = StepTime(self.settings.prior_slope, 2 ** (size - 1))
-            if self.step_time is not self._step_times[size]:
-                self.step_time = self._step_times[size]
-                self._odd = self._odd_of.setdefault(size, _Odd())
-                self._exploring = self._after_plain_trial = False  # what was tried was of another size
+            if size not in self._of_size:
+                step_time = StepTime(self.settings.prior_slope, 2 ** (size - 1))
+                # Until more is known of this size, the gain is taken to be the one of now.
+                self._of_size[size] = _OfSize(step_time, tokens=self._now.tokens, time=self._now.time)
+            if self._now is not self._of_size[size]:
+                self._now = self._of_size[size]
+                # What was tried was of another size.
+                self._exploring = self._after_plain_trial = self._unmeasured = False
 
     def _plain_step(self) -> None:
         """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
-        self._since_verified += 1
-        self._since_plain = 0 if self._plain_in_a_row or not self.spills else self._since_plain + 1
+        self._now.since_verified += 1
+        self._now.since_plain = 0 if self._plain_in_a_row or not self.spills else self._now.since_plain + 1
         self._plain_in_a_row += 1
         self._expect(1.0, 1.0)
 
@@ -223,12 +262,12 @@ class Pacer:
     @property
     def gain(self) -> float:
         """Tokens a second as a multiple of plain decoding's, as expected of the latest some hundred steps."""
-        return self._tokens / self._time
+        return self._now.tokens / self._now.time
 
     def _expect(self, tokens: float, time: float) -> None:
         """Take in a step: tokens a sequence, and time as a multiple of a plain step's."""
-        self._tokens = self.GAIN_MEMORY * self._tokens + tokens
-        self._time = self.GAIN_MEMORY * self._time + time
+        self._now.tokens = self.GAIN_MEMORY * self._now.tokens + tokens
+        self._now.time = self.GAIN_MEMORY * self._now.time + time
 
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
@@ -241,11 +280,11 @@ class Pacer:
             self._turn_to(sequences)
             if self.settings.uniform:
                 return 0.0
-            if self._since_verified >= self.settings.explore or self.step_time.plain_steps < self.FIRST_PLAIN:
+            if self._now.since_verified >= self.settings.explore or self._waits_for_plain_steps:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
             price = math.sqrt(max(self.gain, 1.0)) * sequences * least
-            return min(max(price, self._left_out / 2), 1.0) if math.isfinite(price) else self._left_out / 2
+            return min(max(price, self._now.left_out / 2), 1.0) if math.isfinite(price) else self._now.left_out / 2
 
     def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
         """Take in one step: its sequences, the draft tokens that it verified, its time with drafting.
@@ -255,25 +294,28 @@ class Pacer:
         """
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
+                self._unmeasured = False  # not to be measured: the one behind it is
                 return
             self._turn_to(sequences)
+            if self._unmeasured:
+                self._unmeasured, self._now.missed = False, 0
             ratio = self.step_time.record(sequences, drafted, seconds, tree)
             odd = not 1 / self.ODD < ratio < self.ODD
             if self._exploring and not self._first_plain:
                 if odd:
-                    self._try_again(self._verifying, ratio < 2 / 3, self._odd.trials)
-                self._odd.trials = min(self._odd.trials + 1, self.MOST_ODD) if odd else 0
+                    self._try_again(self._verifying, ratio < 2 / 3, self._now.odd_trials)
+                self._now.odd_trials = min(self._now.odd_trials + 1, self.MOST_ODD) if odd else 0
             elif self._after_plain_trial and drafted:
                 if odd:
                     # What was learnt from the trial is not the whole truth.
-                    self._try_again(False, ratio > 3 / 2, self._odd.behind)
-                self._odd.behind = min(self._odd.behind + 1, self.MOST_ODD) if odd else 0
+                    self._try_again(False, ratio > 3 / 2, self._now.odd_behind)
+                self._now.odd_behind = min(self._now.odd_behind + 1, self.MOST_ODD) if odd else 0
             if tree:
-                self._odd.trees = min(self._odd.trees + 1, self.MOST_ODD) if odd else 0
-                if odd:
+                self._now.odd_trees = min(self._now.odd_trees + 1, self.MOST_ODD) if odd else 0
+                if odd and not self._now.tree:
                     # Likewise, where chains are thought better.
-                    wait = self.SOON * 2 ** (self._odd.trees - 1)
-                    self._of_this_shape = max(self._of_this_shape, self.settings.explore - wait)
+                    wait = self.SOON * 2 ** (self._now.odd_trees - 1)
+                    self._now.of_this_shape = max(self._now.of_this_shape, self.settings.explore - wait)
 
     def _try_again(self, verify: bool, at_once: bool, odd: int) -> None:
         """Repeat a trial, with a draft if `verify`, else without: soon, or at once if `at_once`.
@@ -283,9 +325,9 @@ class Pacer:
         wait = 0 if at_once and odd < self.AT_ONCE else self.SOON * 2**odd
         if verify:
             # A plain step is measured first, to set it against.
-            self._since_verified = max(self._since_verified, self.settings.explore - 1 - self.spills - wait)
+            self._now.since_verified = max(self._now.since_verified, self.settings.explore - 1 - self.spills - wait)
         else:
-            self._since_plain = max(self._since_plain, int(self._plain_every()) + 1 - wait)
+            self._now.since_plain = max(self._now.since_plain, int(self._plain_every()) + 1 - wait)
 
     def judge(self, probability: Float32, offsets: Int64, last: Int64, parents: Int32 = NO_PARENTS) -> None:
         """Take in how drafts did that were verified; arguments as of `judge_nodes`."""

@@ -501,7 +501,8 @@ class Mixing:
             line[step] = float32(line[step] + rate * part * (right - line[step]))
 
     def _set(self, evidence: list[Evidence]) -> int:
-        return _bucket(MIX_LENGTHS, max((context.length for context in evidence), default=0))
+        texts = [context.length for context in evidence if context.kind not in (RANKED, PROPOSED, INDIRECT)]
+        return _bucket(MIX_LENGTHS, max(texts, default=0))
 
     def _weight(self, chosen: int, key: tuple[int, ...]) -> float:
         kind, length = key[:2]

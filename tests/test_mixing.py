@@ -121,6 +121,10 @@ def test_the_start_is_the_naive_one():
         assert started.rates[index] == pytest.approx(reference.rate(key_of(index)), rel=1e-6)
     assert started.correction == pytest.approx(np.array(reference.correction), rel=1e-6)
     assert not started.observed.any()
+    by_kind = started.weights[:, : mixing.INPUTS].reshape(mixing.LENGTH_BUCKETS, KINDS, mixing.LENGTH_BUCKETS)
+    for (chosen, kind, length), weight in np.ndenumerate(by_kind):
+        assert weight == pytest.approx(reference._weight(chosen, (kind, length)), rel=1e-6)
+    assert not started.weights[:, mixing.BIAS].any()
 
 
 @given(st.floats(1e-4, 1 - 1e-4), st.integers(0, 9))

@@ -144,7 +144,7 @@ class TestRule:
 
         def kept(row):
             pacer = told(0.2, PacingSettings(margin=0))
-            pacer._tokens, pacer._time = 150.0, 100.0
+            pacer._now.tokens, pacer._now.time = 150.0, 100.0
             return len(pacer.cut(chains([row]), 1).tokens)
 
         # A step with three of these brings 3.7 tokens in 1.6 steps: the fourth, at 0.34, would save but a part of one.
@@ -624,13 +624,52 @@ class TestDecisions:
         assert len(pacer.cut(good, 1).tokens) > 0
 
     def test_batch_sizes_have_trials_of_their_own(self):
-        pacer = Pacer(PacingSettings(explore=10))
-        pacer.cut(chains([[0.9]]), 1)
-        pacer._odd.trials = 7
-        pacer.cut(chains([[0.9]] * 4), 4)
-        assert pacer._odd.trials == 0
-        pacer.cut(chains([[0.9]]), 1)
-        assert pacer._odd.trials == 7
+        """Eight sequences, for which drafts seemed too dear, get their trial though one is drafted for in between."""
+        pacer = Pacer(PacingSettings(explore=30))
+
+        def run(sequences, steps, price):
+            tried = 0
+            for _ in range(steps):
+                cut = pacer.cut(chains([[0.9, 0.8]] * sequences), sequences)
+                tokens = len(cut.tokens)
+                pacer.record(sequences, tokens, 0.01 * (1 + price * tokens))
+                tried += tokens > 0
+            return tried
+
+        run(1, 60, 0.01)
+        run(8, 200, 1.0)
+        assert run(8, 20, 1.0) <= 1
+        # Now they are cheap, and come in short turns.
+        verified = []
+        for _ in range(30):
+            run(1, 10, 0.01)
+            verified.append(run(8, 10, 0.001))
+        assert sum(verified[-5:]) > 40
+
+    def test_a_trial_that_nobody_measured_is_made_again_soon(self):
+        """Prompts arrive: a step in five can be measured. What is tried in the others teaches nothing."""
+        pacer = Pacer(PacingSettings(explore=200))
+        for _ in range(40):
+            cut = pacer.cut(chains([[0.9]]), 1)
+            pacer.record(1, len(cut.tokens), 0.01 if not len(cut.tokens) else 0.05)
+        tries = []
+        for step in range(400):
+            cut = pacer.cut(chains([[0.9]]), 1)
+            if len(cut.tokens):
+                tries.append(step)
+            else:
+                pacer.record(1, 0, 0.01)
+        assert len(tries) >= 3
+        # 8 steps later, then 16; in the end as rarely as any trial.
+        assert np.diff(tries)[0] < 15
+        assert np.diff(tries)[1] < 25
+        assert len(tries) < 12
+
+    def test_drafts_are_verified_even_where_no_step_can_be_measured(self):
+        pacer = Pacer(PacingSettings(explore=20))
+        lengths = [len(pacer.cut(chains([[0.9, 0.8]]), 1).tokens) for _ in range(40)]
+        assert not any(lengths[:20])
+        assert all(lengths[20:24])
 
     def test_one_to_many_sequences_and_back(self):
         """Many sequences fill the machine; the draft goes down with them, and comes back with the single one."""

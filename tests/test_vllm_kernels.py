@@ -16,6 +16,8 @@ CONFIGURATIONS: list[dict[str, Any]] = [
     {},
     {"pacing": "off"},
     {"drafter": "suffix_automaton"},
+    # Which drafts nothing in the rehearsal.
+    {"drafter": "suffix_automaton", "min_expected": 4.0},
     {"drafter": "prompt_lookup", "pacing": "on"},
     {"recycling": True},
     {"drafters": {"jacobi": {}, "lookahead": {}}},
