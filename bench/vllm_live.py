@@ -1,7 +1,7 @@
 """Decode with real vLLM and the demo model, plain and with each speculative method, and compare the speed by task.
 
 Each method has an engine in a process of its own, warmed up with some replies. All answer the same prompts in the same
-order, first one at a time, then another set with 8 at once, and take turns at every step of the engine, so that they
+order, first some one at a time, then others with 8 at once, and take turns at every step of the engine, so that they
 meet the same machine; pacing's clock stands still while others have their turn. Every round has fresh prompts, so that
 no method sees a question twice. Replies are compared with plain's.
 
@@ -121,11 +121,13 @@ def main() -> None:
         "--single", type=int, default=2, help="prompts of a round and task, one at a time (default 2; 0: none)"
     )
     parser.add_argument(
-        "--several", type=int, default=8, help=f"prompts of a round and task, {STREAMS} at once (default 8)"
+        "--several", type=int, default=8, help=f"prompts of a round and task, {STREAMS} at once (default 8; 0: none)"
     )
     parser.add_argument("--only", nargs="+", choices=[m for m in METHODS if m != PLAIN], help="methods, beside plain")
     parser.add_argument("--out", type=Path, help="folder for the result files")
     given = parser.parse_args()
+    if not given.single + given.several:
+        parser.error("--single 0 --several 0: nothing to do")
     methods = [PLAIN, *given.only] if given.only else list(METHODS)
     measured = compare(methods, given.rounds, given.single, given.several, Options(STREAMS, 1024, given.tokens))
     table = summarize(measured)
