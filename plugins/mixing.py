@@ -65,7 +65,7 @@ INDIRECT_RATES = np.array([0.02] * (SHARE_BUCKETS - 1) + [0.1])
 LIKELIEST_CANDIDATES = 6  # the likeliest tokens of the contexts, no more than this
 MAX_CANDIDATES = 14  # and for trees the other tokens of rankings
 # The first weights, by the bucket of the longest match: of contexts in that bucket, and of shorter ones. A long match
-# must not be talked down by the short ones in it. (Indirect contexts count as short: equal to 0.3 for all of them.)
+# must not be talked down by the short ones in it. Indirect contexts are counted by quarters, so most count as short.
 LONGEST_WEIGHT = np.linspace(0.6, 0.8, LENGTH_BUCKETS)
 SHORTER_WEIGHT = np.linspace(0.2, 0.1, LENGTH_BUCKETS)
 BY_PRODUCT_WEIGHT = 0.3  # of rankings and proposals, however long

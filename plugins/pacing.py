@@ -61,13 +61,14 @@ class _OfSize:
 
     Attributes:
         step_time: T.
-        since_plain, since_verified: steps since the last without a draft that was measured, and with one.
-        tree: the last draft that was verified, and could have been either, was more than a chain.
-        of_this_shape: so many of these in a row were like it.
-        left_out: the most likely token that the last cut left out.
+        since_plain, since_verified: steps since the last one without a draft, or with one that was verified; a first
+            one without is not it where drafts spill.
+        tree: of the last draft that could have been a tree or chains, a tree was thought better.
+        of_this_shape: so many of these in a row were thought so.
+        left_out: the highest probability that the last cut left out.
         tokens, time: what was expected of the latest steps, a fading sum; as of plain steps.
         waited: steps without a draft for want of T, before anything was verified.
-        missed: trials in a row that nobody measured.
+        missed: trials that nobody measured, since the last that was.
         odd_trials, odd_behind, odd_trees: in a row up to now: odd trials, drafts behind trials without one, trees.
     """
 
@@ -159,11 +160,9 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
-        if self._unmeasured:
-            # There was a prompt in the step, say.
-            self._try_again(self._verifying, False, self._now.missed)
-            self._now.missed = min(self._now.missed + 1, self.MOST_ODD)
-            self._unmeasured = False
+        # A trial of two steps goes on; but where there was a prompt in the step, say, nothing was learnt.
+        if not (self.spills and self._plain_in_a_row == 1 and not self._verifying):
+            self._miss_trial()
         self._after_plain_trial = self._exploring and not self._verifying and not self._first_plain
         self._exploring = self._first_plain = False
         if total == 0:
@@ -188,7 +187,7 @@ class Pacer:
         else:
             verify = self._now.since_verified >= self.settings.explore
         self._exploring, self._verifying = verify != pays, verify
-        self._unmeasured = self._exploring and not self._first_plain
+        self._unmeasured = self._exploring and not self._first_plain and not self.step_time.told
         self.explored += self._exploring
         if not verify:
             self._now.left_out = 0.0
@@ -216,7 +215,9 @@ class Pacer:
     @property
     def _waits_for_plain_steps(self) -> bool:
         """Nothing is verified before T of a plain step is known; but not for ever, where no step can be measured."""
-        return self.step_time.plain_steps < self.FIRST_PLAIN and self._now.waited < self.settings.explore
+        return self.step_time.plain_steps < self.FIRST_PLAIN and self._now.waited < max(
+            self.settings.explore, self.FIRST_PLAIN + 1
+        )
 
     def _time_for_the_other_shape(self, tree: bool) -> bool:
         """Take in a step that could verify a tree or chains, of which one is thought better; whether to try the other.
@@ -239,9 +240,19 @@ class Pacer:
                 # Until more is known of this size, the gain is taken to be the one of now.
                 self._of_size[size] = _OfSize(step_time, tokens=self._now.tokens, time=self._now.time)
             if self._now is not self._of_size[size]:
+                self._miss_trial()
                 self._now = self._of_size[size]
-                # What was tried was of another size.
-                self._exploring = self._after_plain_trial = self._unmeasured = False
+                self._exploring = self._after_plain_trial = False  # what was tried was of another size
+
+    def _miss_trial(self) -> None:
+        """If the last step was a trial that nobody measured, make it again: soon, and later each time."""
+        if not self._unmeasured:
+            return
+        if not self._verifying:
+            self._now.since_plain = 0
+        self._try_again(self._verifying, False, self._now.missed)
+        self._now.missed = min(self._now.missed + 1, self.MOST_ODD)
+        self._unmeasured = self._exploring = False
 
     def _plain_step(self) -> None:
         """Take in a step without a draft; the first after one with a draft is not measured where drafts spill."""
@@ -261,7 +272,9 @@ class Pacer:
 
     @property
     def gain(self) -> float:
-        """Tokens a second as a multiple of plain decoding's, as expected of the latest some hundred steps."""
+        """Tokens a second as a multiple of plain decoding's, as expected of the latest some hundred steps with
+        batches of about the size of now.
+        """
         return self._now.tokens / self._now.time
 
     def _expect(self, tokens: float, time: float) -> None:
@@ -294,14 +307,14 @@ class Pacer:
         """
         with self._lock:
             if self.spills and self._plain_in_a_row == 1:
-                self._unmeasured = False  # not to be measured: the one behind it is
                 return
             self._turn_to(sequences)
-            if self._unmeasured:
+            as_tried = (drafted > 0) == self._verifying
+            if self._unmeasured and as_tried:
                 self._unmeasured, self._now.missed = False, 0
             ratio = self.step_time.record(sequences, drafted, seconds, tree)
             odd = not 1 / self.ODD < ratio < self.ODD
-            if self._exploring and not self._first_plain:
+            if self._exploring and as_tried and not self._first_plain:
                 if odd:
                     self._try_again(self._verifying, ratio < 2 / 3, self._now.odd_trials)
                 self._now.odd_trials = min(self._now.odd_trials + 1, self.MOST_ODD) if odd else 0

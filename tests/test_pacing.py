@@ -376,7 +376,7 @@ class TestFloor:
     def test_what_lies_below_is_never_kept(self, rows, slope, gain):
         drafts = chains(rows)
         pacer = told(slope)
-        pacer._tokens = gain
+        pacer._now.tokens = gain
         least = pacer.floor(len(rows), 24)
         cut = pacer.cut(drafts, len(rows))
         assert 0 <= least <= 1
@@ -647,7 +647,7 @@ class TestDecisions:
         assert sum(verified[-5:]) > 40
 
     def test_a_trial_that_nobody_measured_is_made_again_soon(self):
-        """Prompts arrive: a step in five can be measured. What is tried in the others teaches nothing."""
+        """Prompts arrive whenever a draft is tried, so that nothing is learnt of it."""
         pacer = Pacer(PacingSettings(explore=200))
         for _ in range(40):
             cut = pacer.cut(chains([[0.9]]), 1)
@@ -663,6 +663,34 @@ class TestDecisions:
         # 8 steps later, then 16; in the end as rarely as any trial.
         assert np.diff(tries)[0] < 15
         assert np.diff(tries)[1] < 25
+        assert len(tries) < 12
+
+    def test_a_plain_trial_ends_though_its_batch_size_is_seen_for_one_step_only(self):
+        """A row ends and another takes its place a step later: 8, 8, 7, 8, ..."""
+        pacer = Pacer(PacingSettings(explore=40))
+        plain = []
+        for step in range(1200):
+            sequences = 7 if step % 4 == 3 else 8
+            cut = pacer.cut(chains([[0.9]] * sequences), sequences)
+            pacer.record(sequences, len(cut.tokens), 0.01 * (1 + 0.02 * len(cut.tokens)))
+            if sequences == 7:
+                plain.append(not len(cut.tokens))
+        assert sum(plain[-100:]) < 30
+
+    def test_a_trial_is_made_again_if_the_batch_changed_its_size(self):
+        pacer = Pacer(PacingSettings(explore=200))
+        for _ in range(40):
+            cut = pacer.cut(chains([[0.9]]), 1)
+            pacer.record(1, len(cut.tokens), 0.01 if not len(cut.tokens) else 0.05)
+        tries = []
+        for step in range(400):
+            cut = pacer.cut(chains([[0.9]]), 1)
+            if len(cut.tokens):
+                tries.append(step)
+                pacer.cut(chains([[0.1]] * 4), 4)
+            else:
+                pacer.record(1, 0, 0.01)
+        assert np.diff(tries)[0] < 15
         assert len(tries) < 12
 
     def test_drafts_are_verified_even_where_no_step_can_be_measured(self):
