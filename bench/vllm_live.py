@@ -54,11 +54,9 @@ def compare(
     prompts = {
         task: [prompt(text) for text in texts] for task, texts in tasks(WARM + rounds * (single + several)).items()
     }
+    parts = [(streams, count) for streams, count in ((1, single), (STREAMS, several)) if count]
     measured: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {
-        (task, streams): {name: [] for name in names}
-        for streams, count in ((1, single), (STREAMS, several))
-        if count
-        for task in prompts
+        (task, streams): {name: [] for name in names} for streams, _ in parts for task in prompts
     }
     with engines({name: METHODS[name] for name in names}, options) as pipes:
         # Other prompts alone than together: who repeats a question teaches that replies are repeated.
@@ -67,9 +65,7 @@ def compare(
         print("warm", flush=True)
         at = WARM
         for number in range(rounds):
-            for streams, count in ((1, single), (STREAMS, several)):
-                if not count:
-                    continue
+            for streams, count in parts:
                 for turn, (task, texts) in enumerate(prompts.items()):
                     first = (number + turn) % len(names)
                     for name, round_ in answer(pipes, texts[at : at + count], streams, first).items():

@@ -45,8 +45,7 @@ def checked_drafts(drafts: Drafts, budget: Int32) -> Drafts:
     if not all(array.flags.carray for array in (tokens, parents, probability, source, offsets)):
         # Kernels would be compiled anew for views with gaps, and for arrays that can't be written to.
         drafts = Drafts(tokens.copy(), parents.copy(), probability.copy(), source.copy(), offsets.copy())
-        tokens, parents, probability, offsets = drafts.tokens, drafts.parents, drafts.probability, drafts.offsets
-    fault = _fault(tokens, parents, probability, offsets, budget)
+    fault = _fault(drafts.tokens, drafts.parents, drafts.probability, drafts.offsets, budget)
     if fault == BAD_ROWS:
         raise InputError(f"the drafter's draft: rows of {np.diff(offsets)} tokens with a budget of {budget}")
     if fault == BAD_PROBABILITY:

@@ -646,8 +646,9 @@ class TestDecisions:
             verified.append(run(8, 10, 0.001))
         assert sum(verified[-5:]) > 40
 
-    def test_a_trial_that_nobody_measured_is_made_again_soon(self):
-        """Prompts arrive whenever a draft is tried, so that nothing is learnt of it."""
+    @pytest.mark.parametrize("resized", [False, True])
+    def test_a_trial_that_nobody_measured_is_made_again_soon(self, resized):
+        """A prompt comes, or the batch is another, whenever a draft is tried, so that nothing is learnt of it."""
         pacer = Pacer(PacingSettings(explore=200))
         for _ in range(40):
             cut = pacer.cut(chains([[0.9]]), 1)
@@ -655,10 +656,12 @@ class TestDecisions:
         tries = []
         for step in range(400):
             cut = pacer.cut(chains([[0.9]]), 1)
-            if len(cut.tokens):
-                tries.append(step)
-            else:
+            if not len(cut.tokens):
                 pacer.record(1, 0, 0.01)
+                continue
+            tries.append(step)
+            if resized:
+                pacer.cut(chains([[0.1]] * 4), 4)
         assert len(tries) >= 3
         # 8 steps later, then 16; in the end as rarely as any trial.
         assert np.diff(tries)[0] < 15
@@ -676,22 +679,6 @@ class TestDecisions:
             if sequences == 7:
                 plain.append(not len(cut.tokens))
         assert sum(plain[-100:]) < 30
-
-    def test_a_trial_is_made_again_if_the_batch_changed_its_size(self):
-        pacer = Pacer(PacingSettings(explore=200))
-        for _ in range(40):
-            cut = pacer.cut(chains([[0.9]]), 1)
-            pacer.record(1, len(cut.tokens), 0.01 if not len(cut.tokens) else 0.05)
-        tries = []
-        for step in range(400):
-            cut = pacer.cut(chains([[0.9]]), 1)
-            if len(cut.tokens):
-                tries.append(step)
-                pacer.cut(chains([[0.1]] * 4), 4)
-            else:
-                pacer.record(1, 0, 0.01)
-        assert np.diff(tries)[0] < 15
-        assert len(tries) < 12
 
     def test_drafts_are_verified_even_where_no_step_can_be_measured(self):
         pacer = Pacer(PacingSettings(explore=20))
