@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml requirements/setup.sh requirements/development.txt requ
 	@bash requirements/setup.sh
 	@touch $(STAMP)
 
-demo: $(STAMP) ## a chat model answers three inputs, plain and with freedraft (two minutes)
+demo: $(STAMP) ## a chat model answers three inputs, plain and with freedraft (some five minutes)
 	@.venv/bin/freedraft demo
 
 test: $(STAMP) ## all tests but the slow ones, in two processes

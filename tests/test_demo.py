@@ -47,7 +47,7 @@ def prompt(tmp_path):
 
 def test_json_on_a_model_and_a_prompt_of_ones_own(tiny_model, prompt):
     options = ("--model", tiny_model, "--prompt", prompt, "--max-new-tokens", 12, "--repeats", 1)
-    printed = json.loads(run(*options, "--json", "--drafter", "prompt_lookup").output)
+    printed = json.loads(run(*options, "--json", "--drafter", "prompt_lookup").stdout)
     assert [one["method"] for one in printed] == [PLAIN, "transformers prompt lookup", "freedraft prompt_lookup"]
     for one in printed:
         assert set(one) >= FIELDS
@@ -65,6 +65,9 @@ def test_a_table_with_a_configuration_file(tiny_model, prompt, tmp_path):
     options = ("--model", tiny_model, "--prompt", prompt, "--max-new-tokens", 8, "--repeats", 1)
     result = run(*options, "--config", config, "--show-text")
     assert result.exit_code == 0
+    # Where there is no terminal to draw a bar on, long work is told in lines.
+    told = result.stderr.splitlines()
+    assert [line.split(": ")[1] for line in told] == ["loading the model", "compiling the kernels", str(prompt)]
     assert "identical" in result.output
     assert "differs" not in result.output
     assert "the same text as plain decoding" in result.output
@@ -125,7 +128,7 @@ def test_the_shipped_inputs_on_the_real_model(model_path, tmp_path):
     """
     (tmp_path / "unpaced.yaml").write_text("pacing: off\n")
     options = ["--json", "--max-new-tokens", 40, "--repeats", 1, "--config", tmp_path / "unpaced.yaml"]
-    printed = json.loads(run("--model", model_path, *options).output)
+    printed = json.loads(run("--model", model_path, *options).stdout)
     assert [one["input"] for one in printed if one["method"] == PLAIN] == list(SHIPPED)
     assert all(one["identical"] for one in printed if one["method"] != "transformers prompt lookup")
     ours = {one["input"]: one["tokens_per_step"] for one in printed if one["method"] == "freedraft"}

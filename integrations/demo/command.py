@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -42,7 +42,7 @@ def demo(
         list[str] | None, typer.Option(help="Drafter to compare; repeatable. Default: the configured one.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with a drafter and its settings.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each input.")] = 160,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate for each input.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each method on each input; medians count.")] = 3,
     show_text: Annotated[bool, typer.Option(help="Print the answers too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
@@ -54,8 +54,9 @@ def demo(
     notes = Console(stderr=True)
     prompts = _prompts(prompt)
     methods = _methods(drafter or [], config)
-    with notes.status("loading the model") if notes.is_terminal else nullcontext():
+    with _doing(notes, "loading the model"):
         language_model, tokenizer = _load(model)
+    with _doing(notes, "compiling the kernels: a minute or two the first time, then they are cached"):
         warm_up(language_model, tokenizer, methods.values())
     measured: list[Measured] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -63,6 +64,8 @@ def demo(
         task = bar.add_task("", total=len(prompts) * len(methods) * repeats)
 
         for name, text in prompts.items():
+            if not notes.is_terminal:
+                _tell(notes, f"{name}: {len(methods)} methods in turns, {repeats} times")
 
             def step(method: str, name: str = name) -> None:
                 bar.update(task, description=escape(f"{name}: {method}"))
@@ -76,6 +79,18 @@ def demo(
         typer.echo(json.dumps([one.as_json() for one in measured], indent=1))
         return
     _show(measured, repeats, show_text)
+
+
+def _doing(notes: Console, what: str) -> AbstractContextManager[object]:
+    """Tell what takes its time now: as long as it does on a terminal, else in a line of its own."""
+    if notes.is_terminal:
+        return notes.status(what)
+    _tell(notes, what)
+    return nullcontext()
+
+
+def _tell(notes: Console, what: str) -> None:
+    notes.print(f"freedraft demo: {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _prompts(paths: list[Path] | None) -> dict[str, str]:
