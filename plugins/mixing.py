@@ -83,9 +83,12 @@ MAP_STEPS = 17
 MAP_RATE = 0.02
 MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 
-# The last stage: a rate at each log-odds, interpolated, by how many tokens were foreseen in a row right before.
+# The last stage: a rate at each log-odds, interpolated, by how many tokens were foreseen in a row right before; and one
+# for any number, which learns sooner and counts for as much as so many observations.
 RUNS = np.array([0, 2, 7], np.int64)  # upper ends; one more bucket above
 RUN_BUCKETS = len(RUNS) + 1
+ANY_RUN = RUN_BUCKETS
+ANY_RUN_OBSERVATIONS = 300.0
 ODDS_STEPS = 33
 ODDS_END = 8.0
 CORRECTION_RATE = 0.02
@@ -102,7 +105,7 @@ class Mixer(NamedTuple):
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
         token_weights: float32 `(BY_TOKEN, WEIGHT_TOKENS, INPUTS)`, added to these.
-        correction: float32 `(RUN_BUCKETS, ODDS_STEPS)`.
+        correction: float32 `(RUN_BUCKETS + 1, ODDS_STEPS)`, the last one of `ANY_RUN`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
         maps: float32 `(BY_TOKEN, MAP_TOKENS, MAP_STEPS)`.
         mapped: float32, likewise: observations behind each.
@@ -170,7 +173,7 @@ def start() -> Mixer:
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
     steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)
-    correction = np.tile(1 / (1 + np.exp(-odds)), (RUN_BUCKETS, 1))
+    correction = np.tile(1 / (1 + np.exp(-odds)), (RUN_BUCKETS + 1, 1))
     return Mixer(
         rates,
         stretched_rates(rates),
@@ -178,7 +181,7 @@ def start() -> Mixer:
         weights,
         np.zeros((BY_TOKEN, WEIGHT_TOKENS, INPUTS), np.float32),
         correction.astype(np.float32),
-        np.zeros((RUN_BUCKETS, ODDS_STEPS), np.float32),
+        np.zeros((RUN_BUCKETS + 1, ODDS_STEPS), np.float32),
         np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (BY_TOKEN, MAP_TOKENS, 1)),
         np.zeros((BY_TOKEN, MAP_TOKENS, MAP_STEPS), np.float32),
     )
@@ -299,12 +302,17 @@ def map_place(odds: float) -> float:
 
 
 @kernel
+def between_steps(line: Float32, place: float) -> float:
+    """The value of a line at a place between two of its steps, or at one."""
+    low = int(place)
+    return line[low] + (place - low) * (line[low + 1] - line[low])
+
+
+@kernel
 def map_odds(mixer: Mixer, which: int, token: int, odds: float) -> float:
     """The log-odds that `odds` have been worth with this token, by one of the maps."""
     line = mixer.maps[which, token & (MAP_TOKENS - 1)]
-    place = map_place(odds)
-    low = int(place)
-    probability = line[low] + (place - low) * (line[low + 1] - line[low])
+    probability = between_steps(line, map_place(odds))
     return stretch(min(max(probability, LOWEST), 1.0 - LOWEST))
 
 
@@ -369,22 +377,23 @@ def odds_place(mixed: float) -> float:
 @kernel
 def correct(mixer: Mixer, run: int, mixed: float) -> float:
     """The probability that `mixed` has been worth behind so many tokens that were foreseen."""
-    line = mixer.correction[bucket(RUNS, run)]
+    row = bucket(RUNS, run)
     place = odds_place(mixed)
-    low = int(place)
-    return line[low] + (place - low) * (line[low + 1] - line[low])
+    seen = between_steps(mixer.corrected[row], place)
+    after_it, after_any = between_steps(mixer.correction[row], place), between_steps(mixer.correction[ANY_RUN], place)
+    return (seen * after_it + ANY_RUN_OBSERVATIONS * after_any) / (seen + ANY_RUN_OBSERVATIONS)
 
 
 @kernel
 def learn_correction(mixer: Mixer, run: int, mixed: float, right: bool) -> None:
     """Move the correction towards whether the token behind so many that were foreseen was right."""
-    row = bucket(RUNS, run)
     place = odds_place(mixed)
     low = int(place)
     truth = 1.0 if right else 0.0
-    for step in range(low, low + 2):
-        share = 1.0 - abs(place - step)
-        # At first the mean of what was seen, later a running one.
-        mixer.corrected[row, step] = min(mixer.corrected[row, step] + share, CORRECTED_LIMIT)
-        rate = max(CORRECTION_RATE, 1.0 / (mixer.corrected[row, step] + CORRECTION_PRIOR))
-        mixer.correction[row, step] += rate * share * (truth - mixer.correction[row, step])
+    for row in (bucket(RUNS, run), ANY_RUN):
+        for step in range(low, low + 2):
+            share = 1.0 - abs(place - step)
+            # At first the mean of what was seen, later a running one.
+            mixer.corrected[row, step] = min(mixer.corrected[row, step] + share, CORRECTED_LIMIT)
+            rate = max(CORRECTION_RATE, 1.0 / (mixer.corrected[row, step] + CORRECTION_PRIOR))
+            mixer.correction[row, step] += rate * share * (truth - mixer.correction[row, step])

@@ -376,8 +376,8 @@ class Mixing:
         self.weights: dict[tuple[int, ...], float] = {}
         self.token_weights: dict[tuple[int, ...], float] = {}
         grid = [-8 + 0.5 * i for i in range(33)]
-        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(4)]
-        self.corrected = [[0.0] * len(grid) for _ in range(4)]
+        self.correction = [[float32(1 / (1 + math.exp(-odds))) for odds in grid] for _ in range(5)]
+        self.corrected = [[0.0] * len(grid) for _ in range(5)]
         self.maps: dict[tuple[int, int], list[float]] = {}
         self.mapped: dict[tuple[int, int], list[float]] = {}
         self.successors: dict[int, tuple[int, int, int, int]] = {}
@@ -489,16 +489,24 @@ class Mixing:
             self.successors[entry] = (owner, before, token, 1)
 
     def correct(self, run: int, mixed: float) -> float:
-        line, low, share = self._place(run, mixed)
-        return line[low] + share * float32(line[low + 1] - line[low])
+        low, share = self._place(mixed)
+
+        def between(line: list[float]) -> float:
+            return line[low] + share * float32(line[low + 1] - line[low])
+
+        row = _bucket(MIX_RUNS, run)
+        seen = between(self.corrected[row])
+        # The last row, of any run, counts for 300 observations.
+        return (seen * between(self.correction[row]) + 300 * between(self.correction[-1])) / (seen + 300)
 
     def learn_correction(self, run: int, mixed: float, right: bool) -> None:
-        line, low, share = self._place(run, mixed)
-        seen = self.corrected[_bucket(MIX_RUNS, run)]
-        for step, part in ((low, 1 - share), (low + 1, share)):
-            seen[step] = float32(min(seen[step] + part, 1e6))
-            rate = max(0.02, 1 / (seen[step] + 5))
-            line[step] = float32(line[step] + rate * part * (right - line[step]))
+        low, share = self._place(mixed)
+        for row in (_bucket(MIX_RUNS, run), -1):
+            line, seen = self.correction[row], self.corrected[row]
+            for step, part in ((low, 1 - share), (low + 1, share)):
+                seen[step] = float32(min(seen[step] + part, 1e6))
+                rate = max(0.02, 1 / (seen[step] + 5))
+                line[step] = float32(line[step] + rate * part * (right - line[step]))
 
     def _set(self, evidence: list[Evidence]) -> int:
         texts = [context.length for context in evidence if context.kind not in (RANKED, PROPOSED, INDIRECT)]
@@ -518,10 +526,10 @@ class Mixing:
         """What is added to the weight of a context, by the last token and by the candidate."""
         return [(0, last % 1024, *key[:2]), (1, token % 1024, *key[:2])]
 
-    def _place(self, run: int, mixed: float) -> tuple[list[float], int, float]:
+    def _place(self, mixed: float) -> tuple[int, float]:
         bounded = min(max(mixed, 1e-4), 1 - 1e-4)
         place = min(max((math.log(bounded / (1 - bounded)) + 8) / 0.5, 0.0), 33 - 1.001)
-        return self.correction[_bucket(MIX_RUNS, run)], int(place), place - int(place)
+        return int(place), place - int(place)
 
 
 def _bucket(ends: Sequence[int], value: int) -> int:

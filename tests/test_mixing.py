@@ -140,9 +140,21 @@ def test_the_correction_learns_what_a_probability_is_worth(truth):
     for right in source.random(2000) < truth:
         mixing.learn_correction(mixer, 1, 0.7, bool(right))
     assert mixing.correct(mixer, 1, 0.7) == pytest.approx(truth, abs=0.12)
-    # Other runs, and probabilities far from it, stay as they were.
-    assert mixing.correct(mixer, 0, 0.7) == pytest.approx(0.7, abs=0.01)
+    # Probabilities far from it stay as they were.
     assert mixing.correct(mixer, 1, 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+def test_what_the_correction_knows_of_other_runs_holds_until_it_knows_better():
+    mixer = mixing.start()
+    for _ in range(4000):
+        mixing.learn_correction(mixer, 1, 0.7, False)
+    elsewhere = mixing.correct(mixer, 0, 0.7)
+    assert elsewhere < 0.1
+    for _ in range(4000):
+        mixing.learn_correction(mixer, 0, 0.7, True)
+    # Both are wrong of all runs together, which by now is somewhere between.
+    assert mixing.correct(mixer, 0, 0.7) > 0.8
+    assert mixing.correct(mixer, 1, 0.7) < 0.3
 
 
 @pytest.mark.parametrize("truth", [0.1, 0.9])
