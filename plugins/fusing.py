@@ -1,9 +1,8 @@
-"""The kernels of fusion: draft the likeliest chain by all evidence, and learn from what is committed.
-
-They take most arrays one by one: see `texts`.
-"""
+"""The kernels of fusion: draft the likeliest chain by all evidence, and learn from what is committed."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,8 +57,35 @@ from freedraft.retrieval.growth import (
     learn_token,
 )
 from freedraft.retrieval.index.follow import Automaton
-from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.jit import borrowed, hold, kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
+
+
+class Workspace(NamedTuple):
+    """Room to draft for one sequence after the other.
+
+    Attributes:
+        evidence: int64 `(MAX_CONTEXTS, COLUMNS)`.
+        candidates: of a position.
+        texts, cursors, in_corpora: see `new_cursors`.
+        at: int64 `(S, 2)`, where a sequence is in what S drafters propose.
+    """
+
+    evidence: Int64
+    candidates: Candidates
+    texts: Int64
+    cursors: Int64
+    in_corpora: Int32
+    at: Int64
+
+
+@kernel
+def workspace(places: Places, proposals: Proposals) -> Workspace:
+    """Room, all of it undefined."""
+    texts, cursors, in_corpora = new_cursors(places)
+    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
+    at = np.empty((proposals.nodes.shape[1], 2), np.int64)
+    return Workspace(evidence, room(), texts, cursors, in_corpora, at)
 
 
 @kernel
@@ -152,13 +178,17 @@ def extend_batch(
     for token in tokens:
         if token < 0:
             return BAD_TOKEN
+    words, pool, next_page, sequences, generations, corpora, damaged, places, judged = borrowed(
+        (words, pool, next_page, sequences, generations, corpora, damaged, places, judged)
+    )
+    successors, table, rankings, proposals, mixer, slots, tokens, offsets = borrowed(
+        (successors, table, rankings, proposals, mixer, slots, tokens, offsets)
+    )
     states = words.reshape(-1, STATE_WORDS)
     edges = words.reshape(-1, 2)
-    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    candidates = room()
-    texts, cursors, in_corpora = new_cursors(places)
+    work = workspace(places, proposals)
+    evidence, candidates, texts, cursors, in_corpora, at = borrowed(work)
     ranking = rankings.ranked.shape[1] > 0
-    at = np.empty((proposals.nodes.shape[1], 2), np.int64)
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
@@ -202,6 +232,7 @@ def extend_batch(
             learn_rankings(table, rankings, owner, slot, judged.tokens[slot], judged.parents[slot])
             rankings.context[slot] = context
         judged.considered[slot] = 0
+    hold(work)
     return FINE
 
 
@@ -231,13 +262,17 @@ def draft_batch(
     offsets: Int64,
 ) -> int:
     """Write the likeliest chain of each sequence; FINE, or BAD_SLOT."""
+    words, sequences, generations, corpora, damaged, places, judged, successors, table = borrowed(
+        (words, sequences, generations, corpora, damaged, places, judged, successors, table)
+    )
+    rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets = borrowed(
+        (rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets)
+    )
     states = words.reshape(-1, STATE_WORDS)
     edges = words.reshape(-1, 2)
-    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    candidates = room()
-    texts, cursors, in_corpora = new_cursors(places)
+    work = workspace(places, proposals)
+    evidence, candidates, texts, cursors, in_corpora, at = borrowed(work)
     ranking = rankings.ranked.shape[1] > 0
-    at = np.empty((proposals.nodes.shape[1], 2), np.int64)
     used = 0
     offsets[0] = 0
     for slot in slots:
@@ -291,4 +326,5 @@ def draft_batch(
                 if ranking:
                     push_token(context, token)
         offsets[row + 1] = used
+    hold(work)
     return FINE

@@ -10,11 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
-from freedraft.plugins.evidence import COLUMNS, MAX_CONTEXTS
-from freedraft.plugins.fusing import weigh
+from freedraft.plugins.fusing import weigh, workspace
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
 from freedraft.plugins.judging import NOT_STARTED, ROOT, Judged, begin_reply, kind_of, trusted
-from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct, room
+from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct
 from freedraft.plugins.proposals import Proposals, follow_proposals, to_start
 from freedraft.plugins.rankings import Rankings
 from freedraft.plugins.texts import (
@@ -23,13 +22,12 @@ from freedraft.plugins.texts import (
     begin,
     follow_corpora,
     follow_others,
-    new_cursors,
     take_up,
 )
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_LENGTH, is_open
-from freedraft.retrieval.index.follow import CURSOR_FIELDS, Automaton
-from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.index.follow import Automaton
+from freedraft.retrieval.jit import borrowed, hold, kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
@@ -59,23 +57,34 @@ def draft_trees(
     offsets: Int64,
 ) -> int:
     """Write the likeliest tree of each sequence, up to `longest` nodes; FINE, or BAD_SLOT. As `fusing.draft_batch`."""
+    words, sequences, generations, corpora, damaged, places, judged, successors, table = borrowed(
+        (words, sequences, generations, corpora, damaged, places, judged, successors, table)
+    )
+    rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets = borrowed(
+        (rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets)
+    )
     states = words.reshape(-1, STATE_WORDS)
     edges = words.reshape(-1, 2)
-    evidence = np.empty((MAX_CONTEXTS, COLUMNS), np.int64)
-    candidates = room()
-    texts, cursors, in_corpora = new_cursors(places)
+    work = workspace(places, proposals)
+    evidence, candidates, texts, cursors, in_corpora, at_first = borrowed(work)
     ranking = rankings.ranked.shape[1] > 0
     # Where the committed text is, then each node, in all texts.
-    at_cursors = np.empty((longest + 1, *cursors.shape), np.int64)
-    at_corpora = np.empty((longest + 1, places.corpora.shape[1], CURSOR_FIELDS), np.int32)
-    contexts = np.empty((longest + 1, MAX_CONTEXT), np.int32)
-    at = np.empty((longest + 1, proposals.nodes.shape[1], 2), np.int64)
-    depths = np.zeros(longest + 1, np.int64)
+    at_each = (
+        np.empty((longest + 1, *cursors.shape), np.int64),
+        np.empty((longest + 1, *in_corpora.shape), np.int32),
+        np.empty((longest + 1, MAX_CONTEXT), np.int32),
+        np.empty((longest + 1, *at_first.shape), np.int64),
+        np.zeros(longest + 1, np.int64),
+    )
+    at_cursors, at_corpora, contexts, at, depths = borrowed(at_each)
     # What is known of each entry of the heap, in the order in which they were found.
     most_found = longest * MAX_CANDIDATES
-    heap = Heap(np.empty(most_found), np.empty((most_found, 3), np.int32))
-    mixed = np.empty(most_found, np.float64)
-    kinds = np.empty(most_found, np.int64)
+    found_so_far = (
+        Heap(np.empty(most_found), np.empty((most_found, 3), np.int32)),
+        np.empty(most_found, np.float64),
+        np.empty(most_found, np.int64),
+    )
+    heap, mixed, kinds = borrowed(found_so_far)
     used = 0
     offsets[0] = 0
     for slot in slots:
@@ -138,4 +147,5 @@ def draft_trees(
         judged.considered[slot] = nodes
         used += nodes
         offsets[row + 1] = used
+    hold((work, at_each, found_so_far))
     return FINE

@@ -285,9 +285,10 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is half of the most that the last cut left out, or the price of a token in a step that can gain nothing,
-        where T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it
-        is time to, and where drafts are uniform: what is not drafted saves nothing then.
+        It is a part of the most that the last cut left out, for one sequence half of it; the more sequences there are,
+        the less the next cut is going to differ. Or the price of a token in a step that can gain nothing, where T rises
+        least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is time to,
+        and where drafts are uniform: what is not drafted saves nothing then.
         """
         with self._lock:
             self._turn_to(sequences)
@@ -296,8 +297,9 @@ class Pacer:
             if self._now.since_verified >= self.settings.explore or self._waits_for_plain_steps:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
+            left_out = self._now.left_out * (1.0 - 0.5 / math.sqrt(max(sequences, 1)))
             price = math.sqrt(max(self.gain, 1.0)) * sequences * least
-            return min(max(price, self._now.left_out / 2), 1.0) if math.isfinite(price) else self._now.left_out / 2
+            return min(max(price, left_out), 1.0) if math.isfinite(price) else left_out
 
     def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
         """Take in one step: its sequences, the draft tokens that it verified, its time with drafting.

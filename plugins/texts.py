@@ -2,8 +2,6 @@
 
 A sequence has its own text; earlier replies, in generations, which all sequences share; a reference of its own, if one
 was given; and corpora, mapped from disk. All but the corpora live in one arena of automata, as slots there.
-
-Kernels take the arrays one by one: in a tuple they cost half as much time again.
 """
 
 from __future__ import annotations
@@ -225,6 +223,8 @@ def gather_corpora(
     corpora: tuple[Automaton, ...], damaged: Int64, in_corpora: Int32, evidence: Int64, rows: int
 ) -> int:
     """Add the longest contexts in the corpora to `evidence`, after its first `rows`; return how many there are."""
+    if len(in_corpora) == 0:
+        return rows
     cursor = np.empty(CURSOR_FIELDS, np.int32)
     for i in range(len(in_corpora)):
         if not index.at_root(in_corpora[i]):

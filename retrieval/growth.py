@@ -31,7 +31,7 @@ from freedraft.retrieval.edges import (
     find_edge,
     redirect_edge,
 )
-from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.jit import borrowed, kernel
 from freedraft.retrieval.memory import (
     HEAD_MEMORY_FIELDS,
     PAGE_WORDS,
@@ -249,6 +249,9 @@ def extend_batch(
     for token in tokens:
         if token < 0:
             return BAD_TOKEN
+    words, pool, next_page, sequences, slots, tokens, offsets = borrowed(
+        (words, pool, next_page, sequences, slots, tokens, offsets)
+    )
     states = words.reshape(-1, STATE_WORDS)
     edges = words.reshape(-1, 2)
     for row in range(len(slots)):

@@ -403,6 +403,14 @@ class TestFloor:
         assert len(pacer.cut(chains([[0.8]]), 1).tokens) == 1
         assert pacer.floor(1, 8) == 0
 
+    @pytest.mark.parametrize(("rows", "part"), [(4, 0.75), (64, 0.9375)])
+    def test_is_nearer_to_the_last_cut_in_a_larger_batch(self, rows, part):
+        pacer = Pacer()
+        pacer.step_time = StepTime.known(lambda n: max(1.0, 1 + 0.5 / rows * (n - 3 * rows)))
+        cut = pacer.cut(chains([falling([0.8] * 6)] * rows), rows)
+        assert len(cut.tokens) == 2 * rows
+        assert pacer.floor(rows, 8 * rows) == pytest.approx(0.8**3 * part)
+
     def test_the_end_of_a_copy_does_not_hold_back_what_comes_after_it(self):
         """A token that costs 0.06 of a step is not worth it at the end of a copy, but is after it, at 0.3."""
         pacer = told(0.06)

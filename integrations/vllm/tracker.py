@@ -51,7 +51,7 @@ from freedraft.integrations.vllm.table import (
     lengths_fit,
 )
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.jit import borrowed, kernel
 from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 MOST_READ = 1 << 20
@@ -176,6 +176,7 @@ def track(
         step: number of this step, above all before.
         bounds: what may be done.
     """
+    table, batch, before = borrowed((table, batch, before))
     rows = batch.new.shape[0]
     owner = match_rows(table, batch, before, step, bounds.routine_tokens, bounds.most_read)
     settled = True
