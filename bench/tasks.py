@@ -45,6 +45,30 @@ CHAT = (
     "How should I prepare for a job interview?",
     "What is a black hole?",
     "Describe a normal day of a beekeeper.",
+    "How do I remove a stain of red wine from a carpet?",
+    "What did people eat in ancient Rome?",
+    "Explain to a child why the moon changes its shape.",
+    "Which exercises help against pain in the lower back?",
+    "Write a speech of one minute for the wedding of a friend.",
+    "How does a bank earn money?",
+    "What should I know before I adopt a dog?",
+    "Describe the view from a mountain at dawn.",
+    "How do vaccines work?",
+    "Give me a plan for a weekend in Lisbon.",
+    "Why do leaves change their colour in autumn?",
+    "What are the rules of chess for a beginner?",
+    "Write an apology to a customer whose parcel was lost.",
+    "How can I sleep better?",
+    "What is the difference between weather and climate?",
+    "Tell a joke about a programmer and explain it.",
+    "How do I grow tomatoes on a balcony?",
+    "Who invented the telephone, and how did it change life?",
+    "What makes a team work well together?",
+    "Explain compound interest with an example.",
+    "How do bees find their way home?",
+    "Suggest three recipes with lentils.",
+    "Why do we dream?",
+    "Write a short biography of an invented explorer.",
 )
 EDITS = (
     "Add type hints to this function and change nothing else",
@@ -57,7 +81,10 @@ QUESTIONS = (
     "Summarize this text in three sentences",
     "Which names are mentioned in this text? List each with what the text says of it",
 )
-RECORDS = ("invoices", "flights", "books", "sensors", "recipes", "patients", "songs", "orders")
+RECORDS = (
+    *("invoices", "flights", "books", "sensors", "recipes", "patients", "songs", "orders"),
+    *("employees", "films", "hotels", "plants", "machines", "students", "museums", "parcels"),
+)
 
 
 def tasks(count: int, seed: int = 0) -> dict[str, list[str]]:
