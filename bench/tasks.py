@@ -11,14 +11,21 @@ import difflib
 import fractions
 import heapq
 import inspect
+import logging
+import pathlib
 import random
 import shlex
 import statistics
 import textwrap
+import threading
+import zipfile
 from collections.abc import Sequence
 from types import ModuleType
 
-MODULES: tuple[ModuleType, ...] = (textwrap, statistics, heapq, shlex, calendar, colorsys, difflib, fractions, random)
+MODULES: tuple[ModuleType, ...] = (
+    *(textwrap, statistics, heapq, shlex, calendar, colorsys, difflib, fractions, random),
+    *(logging, pathlib, threading, zipfile),
+)
 
 CHAT = (
     "Explain how a bicycle stays upright while it moves.",
