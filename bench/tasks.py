@@ -1,5 +1,7 @@
 """Prompts for live runs, by task: chat, code edits, questions on a document, JSON.
 
+Which ones are drawn changes with every change of these lists; results keep the prompts of their time.
+
 The code and the documents are functions of the Python standard library and what is written about them there.
 """
 
@@ -19,12 +21,23 @@ import statistics
 import textwrap
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 MODULES: tuple[ModuleType, ...] = (
-    *(textwrap, statistics, heapq, shlex, calendar, colorsys, difflib, fractions, random),
-    *(logging, pathlib, threading, zipfile),
+    textwrap,
+    statistics,
+    heapq,
+    shlex,
+    calendar,
+    colorsys,
+    difflib,
+    fractions,
+    random,
+    logging,
+    pathlib,
+    threading,
+    zipfile,
 )
 
 CHAT = (
@@ -89,8 +102,22 @@ QUESTIONS = (
     "Which names are mentioned in this text? List each with what the text says of it",
 )
 RECORDS = (
-    *("invoices", "flights", "books", "sensors", "recipes", "patients", "songs", "orders"),
-    *("employees", "films", "hotels", "plants", "machines", "students", "museums", "parcels"),
+    "invoices",
+    "flights",
+    "books",
+    "sensors",
+    "recipes",
+    "patients",
+    "songs",
+    "orders",
+    "employees",
+    "films",
+    "hotels",
+    "plants",
+    "machines",
+    "students",
+    "museums",
+    "parcels",
 )
 
 
@@ -125,18 +152,23 @@ def tasks(count: int, seed: int = 0) -> dict[str, list[str]]:
 
 
 def _functions() -> Sequence[str]:
-    return [
+    return _each_once(
         textwrap.dedent(inspect.getsource(function))
         for module in MODULES
         for _, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__
-    ]
+    )
 
 
 def _documents() -> Sequence[str]:
-    return [
+    return _each_once(
         inspect.cleandoc(thing.__doc__)
         for module in MODULES
         for _, thing in inspect.getmembers(module, lambda thing: inspect.isfunction(thing) or inspect.isclass(thing))
         if thing.__module__ == module.__name__ and thing.__doc__
-    ]
+    )
+
+
+def _each_once(texts: Iterable[str]) -> Sequence[str]:
+    """In their order; a module may have two names for the same."""
+    return list(dict.fromkeys(texts))

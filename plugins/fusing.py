@@ -43,6 +43,7 @@ from freedraft.plugins.texts import (
     put_back,
     take_up,
 )
+from freedraft.retrieval.borrowing import borrowed, hold
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.growth import (
     BAD_SLOT,
@@ -57,7 +58,7 @@ from freedraft.retrieval.growth import (
     learn_token,
 )
 from freedraft.retrieval.index.follow import Automaton
-from freedraft.retrieval.jit import borrowed, hold, kernel
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 

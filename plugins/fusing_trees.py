@@ -24,10 +24,11 @@ from freedraft.plugins.texts import (
     follow_others,
     take_up,
 )
+from freedraft.retrieval.borrowing import borrowed, hold
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_LENGTH, is_open
 from freedraft.retrieval.index.follow import Automaton
-from freedraft.retrieval.jit import borrowed, hold, kernel
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 

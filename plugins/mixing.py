@@ -5,9 +5,9 @@ context has a rate at which a token with such counts turned out right, learnt; t
 learnt weights. A weight is the sum of three, so that behind a line's end, say, or for a digit, a kind of context can
 count for more or less than it does on the whole. Two adaptive probability maps then tell what such a sum has been worth
 behind the same last token, and for the same candidate: some tokens, the rest of a word say, are foreseen better than
-others. A last stage corrects the mean of the three by what it has been worth. Everything learns online, from every
-committed token, and starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the
-first.
+others. A last stage corrects the mean of the three by what it has been worth: behind as many tokens that were foreseen
+in a row, and, until much is known of that, behind any number. Everything learns online, from every committed token, and
+starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the first.
 
     odds = bias + sum over contexts of (weight[longest match] + weight[last] + weight[token]) x stretch(rate)
     p(token) = correct(squash(mean(odds, stretch(map[last](odds)), stretch(map[token](odds))) + bias of the sequence))
@@ -86,8 +86,8 @@ MAP_PRIOR = 2.0  # observations that the start of a map's rate counts for
 # The last stage: a rate at each log-odds, interpolated, by how many tokens were foreseen in a row right before; and one
 # for any number, which learns sooner and counts for as much as so many observations.
 RUNS = np.array([0, 2, 7], np.int64)  # upper ends; one more bucket above
-RUN_BUCKETS = len(RUNS) + 1
-ANY_RUN = RUN_BUCKETS
+ANY_RUN = len(RUNS) + 1
+CORRECTIONS = ANY_RUN + 1
 ANY_RUN_OBSERVATIONS = 300.0
 ODDS_STEPS = 33
 ODDS_END = 8.0
@@ -105,7 +105,7 @@ class Mixer(NamedTuple):
         observed: int32 `(RATES,)`, observations behind each rate, up to `RATE_LIMIT`.
         weights: float32 `(LENGTH_BUCKETS, INPUTS + 1)`, the set chosen by the longest match; the last is the bias.
         token_weights: float32 `(BY_TOKEN, WEIGHT_TOKENS, INPUTS)`, added to these.
-        correction: float32 `(RUN_BUCKETS + 1, ODDS_STEPS)`, the last one of `ANY_RUN`.
+        correction: float32 `(CORRECTIONS, ODDS_STEPS)`, the last one of `ANY_RUN`.
         corrected: float32, likewise: observations behind each, fractions of them where they lie between two steps.
         maps: float32 `(BY_TOKEN, MAP_TOKENS, MAP_STEPS)`.
         mapped: float32, likewise: observations behind each.
@@ -173,7 +173,7 @@ def start() -> Mixer:
     weights[:, BIAS] = 0.0
     odds = np.linspace(-ODDS_END, ODDS_END, ODDS_STEPS)
     steps = np.linspace(-ODDS_END, ODDS_END, MAP_STEPS)
-    correction = np.tile(1 / (1 + np.exp(-odds)), (RUN_BUCKETS + 1, 1))
+    correction = np.tile(1 / (1 + np.exp(-odds)), (CORRECTIONS, 1))
     return Mixer(
         rates,
         stretched_rates(rates),
@@ -181,7 +181,7 @@ def start() -> Mixer:
         weights,
         np.zeros((BY_TOKEN, WEIGHT_TOKENS, INPUTS), np.float32),
         correction.astype(np.float32),
-        np.zeros((RUN_BUCKETS + 1, ODDS_STEPS), np.float32),
+        np.zeros((CORRECTIONS, ODDS_STEPS), np.float32),
         np.tile((1 / (1 + np.exp(-steps))).astype(np.float32), (BY_TOKEN, MAP_TOKENS, 1)),
         np.zeros((BY_TOKEN, MAP_TOKENS, MAP_STEPS), np.float32),
     )
@@ -376,7 +376,7 @@ def odds_place(mixed: float) -> float:
 
 @kernel
 def correct(mixer: Mixer, run: int, mixed: float) -> float:
-    """The probability that `mixed` has been worth behind so many tokens that were foreseen."""
+    """The probability that `mixed` has been worth behind so many tokens that were foreseen, and behind any number."""
     row = bucket(RUNS, run)
     place = odds_place(mixed)
     seen = between_steps(mixer.corrected[row], place)

@@ -13,6 +13,7 @@ the counts of the shortest contexts are then too low; structure, lengths and lon
 
 from __future__ import annotations
 
+from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.edges import (
     BEST_BITS,
     BEST_MAX,
@@ -31,7 +32,7 @@ from freedraft.retrieval.edges import (
     find_edge,
     redirect_edge,
 )
-from freedraft.retrieval.jit import borrowed, kernel
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.memory import (
     HEAD_MEMORY_FIELDS,
     PAGE_WORDS,

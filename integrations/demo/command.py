@@ -65,7 +65,7 @@ def demo(
 
         for name, text in prompts.items():
             if not notes.is_terminal:
-                _tell(notes, f"{name}: {len(methods)} methods in turns, {repeats} times")
+                _tell(notes, f"{name}: {len(methods) * repeats} runs")
 
             def step(method: str, name: str = name) -> None:
                 bar.update(task, description=escape(f"{name}: {method}"))
@@ -90,7 +90,7 @@ def _doing(notes: Console, what: str) -> AbstractContextManager[object]:
 
 
 def _tell(notes: Console, what: str) -> None:
-    notes.print(f"freedraft demo: {what}", markup=False, highlight=False, soft_wrap=True)
+    notes.print(f"freedraft demo: {what}", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _prompts(paths: list[Path] | None) -> dict[str, str]:

@@ -50,8 +50,9 @@ from freedraft.integrations.vllm.table import (
     evict_idle,
     lengths_fit,
 )
+from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.errors import InputError
-from freedraft.retrieval.jit import borrowed, kernel
+from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 MOST_READ = 1 << 20

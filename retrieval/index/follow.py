@@ -6,10 +6,6 @@ token moves it down, in the automaton, as long as the corpus goes on like the te
 not: O(1) amortised a token, by the argument of McCreight (1976, "A space-economical suffix tree construction
 algorithm") for skipping and counting.
 
-The kernels whose names end in `_in`, and what they call, take a segment's arrays one by one: handed on as a named tuple
-these are counted as references at every call, which took more than half of the time. The others are for callers that
-hold many automata.
-
 Nothing in a segment is trusted. Every node, edge and position is checked against the arrays' bounds before it is used,
 every link must lead to a shorter string, and every step along an edge must consume a token, so that damaged or hostile
 files end in `DAMAGED`, not in a crash or a loop.
