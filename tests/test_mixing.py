@@ -148,8 +148,7 @@ def test_what_the_correction_knows_of_other_runs_holds_until_it_knows_better():
     mixer = mixing.start()
     for _ in range(4000):
         mixing.learn_correction(mixer, 1, 0.7, False)
-    elsewhere = mixing.correct(mixer, 0, 0.7)
-    assert elsewhere < 0.1
+    assert mixing.correct(mixer, 0, 0.7) < 0.1
     for _ in range(4000):
         mixing.learn_correction(mixer, 0, 0.7, True)
     # Both are wrong of all runs together, which by now is somewhere between.
