@@ -27,3 +27,8 @@ class VllmSettings(Settings):
         description="Engine steps that a sequence may be in no row before it is closed; only then is its reply a "
         "source of drafts for others.",
     )
+    short_verification: bool = Field(
+        True,
+        description="Let steps without a draft, and on a CPU those that decode greedily, take a shorter way through "
+        "vLLM's verification, to the same tokens.",
+    )
