@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -18,11 +19,9 @@ VOCABULARY = 50
 def kernels_of_a_cpu() -> None:
     """vLLM's own stand-ins for its Triton kernels; it looks for these in all modules and stumbles over llvmlite's."""
     from vllm.platforms import current_platform
-    from vllm.v1.sample import rejection_sampler
-    from vllm.v1.spec_decode import utils
-    from vllm.v1.worker import block_table, mamba_utils
 
-    assert rejection_sampler and utils and block_table and mamba_utils  # loaded before modules are hidden
+    for module in ("sample.rejection_sampler", "spec_decode.utils", "worker.block_table", "worker.mamba_utils"):
+        importlib.import_module(f"vllm.v1.{module}")
     hidden = {name: module for name, module in sys.modules.items() if name.startswith("llvmlite")}
     for name in hidden:
         del sys.modules[name]
