@@ -108,7 +108,9 @@ def gather(
             evidence[rows, SEEN] = seen
             evidence[rows, LIKELIEST] = states[state, TOKEN]
             evidence[rows, TIMES] = likeliest_times(states, header, state)
-            evidence[rows, LATEST] = text_at(words, header, states[state, RECENT] + 1)
+            # Replies are strands of their automaton, where it holds the token itself.
+            latest = states[state, RECENT]
+            evidence[rows, LATEST] = latest if kind == RESPONSES else text_at(words, header, latest + 1)
             evidence[rows, PLACE] = state
             rows += 1
         state = states[state, LINK]

@@ -15,6 +15,7 @@ from freedraft.plugins.judging import (
     ROOT,
     Judged,
     begin_reply,
+    being_written,
     foreseen,
     judge,
     kind_of,
@@ -29,6 +30,7 @@ from freedraft.plugins.proposals import (
     to_start,
 )
 from freedraft.plugins.rankings import CONTEXT, Rankings, add_ranked, count_rankings, gather_rankings, learn_rankings
+from freedraft.plugins.responses import AT_ONCE, MOST_WRITTEN, TakenIn, take_in
 from freedraft.plugins.texts import (
     Places,
     advance_own,
@@ -158,6 +160,7 @@ def extend_batch(
     damaged: Int64,
     places: Places,
     judged: Judged,
+    taken_in: TakenIn,
     successors: Int32,
     table: Table,
     rankings: Rankings,
@@ -179,8 +182,8 @@ def extend_batch(
     for token in tokens:
         if token < 0:
             return BAD_TOKEN
-    words, pool, next_page, sequences, generations, corpora, damaged, places, judged = borrowed(
-        (words, pool, next_page, sequences, generations, corpora, damaged, places, judged)
+    words, pool, next_page, sequences, generations, corpora, damaged, places, judged, taken_in = borrowed(
+        (words, pool, next_page, sequences, generations, corpora, damaged, places, judged, taken_in)
     )
     successors, table, rankings, proposals, mixer, slots, tokens, offsets = borrowed(
         (successors, table, rankings, proposals, mixer, slots, tokens, offsets)
@@ -190,6 +193,7 @@ def extend_batch(
     work = workspace(places, proposals)
     evidence, candidates, texts, cursors, in_corpora, at = borrowed(work)
     ranking = rankings.ranked.shape[1] > 0
+    together = generations[0] >= 0 and 1 < being_written(judged) <= MOST_WRITTEN
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
@@ -229,6 +233,11 @@ def extend_batch(
         judged.last[slot] = last
         if replying:
             put_back(places, slot, cursors, in_corpora)
+            if together:
+                take_in(
+                    words, states, edges, pool, next_page, sequences, generations[0], slot, judged.started[slot],
+                    taken_in, AT_ONCE,
+                )  # fmt: skip
         if ranking:
             learn_rankings(table, rankings, owner, slot, judged.tokens[slot], judged.parents[slot])
             rankings.context[slot] = context

@@ -24,7 +24,7 @@ from freedraft.plugins.other_drafters import OtherDrafters
 from freedraft.plugins.own_text import OwnTextSettings
 from freedraft.plugins.rankings import K, new_rankings, observe_batch
 from freedraft.plugins.registry import rehearsed
-from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text
+from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text, nothing_taken_in
 from freedraft.plugins.saving import Saving, full
 from freedraft.plugins.slots import check_one_each
 from freedraft.plugins.texts import NONE, no_places, padded
@@ -186,6 +186,7 @@ class Fusion:
         self._opened = 0
         self._places = no_places(len(self._segments))
         self._judged = nothing_judged(settings.max_tokens)
+        self._taken_in = nothing_taken_in()
         self._successors = no_successors()
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
         self._others = OtherDrafters(settings.drafters, settings.scope)
@@ -205,11 +206,15 @@ class Fusion:
         offsets = as_offsets(offsets, len(prompts))
         slots = self.automata.open(prompts[:0], np.zeros_like(offsets))
         most = int(slots.max(initial=-1)) + 1
-        if most > len(self._judged.started):
+        known = len(self._judged.started)
+        if most > known:
             self._places = _grown(self._places, most)
             self._judged = _grown(self._judged, most)
+            self._taken_in = _grown(self._taken_in, most)
+            self._judged.started[known:] = NOT_STARTED
             self._rankings = _grown(self._rankings, most)
         self._places.reference[slots] = NONE
+        self._taken_in.strand[slots] = NONE
         self._judged.started[slots] = NOT_STARTED
         self._judged.last[slots] = NO_TOKEN
         self._judged.considered[slots] = 0
@@ -265,7 +270,7 @@ class Fusion:
         grown = self.automata
         status = extend_batch(
             grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
-            self._damaged, self._places, self._judged, self._successors, self._table, self._rankings,
+            self._damaged, self._places, self._judged, self._taken_in, self._successors, self._table, self._rankings,
             self._others.proposals, self.mixer, self.settings.shape == "tree", slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
@@ -276,6 +281,8 @@ class Fusion:
             replying = self._judged.started[slots] != NOT_STARTED
             self.saving.learnt(self.mixer, int(np.diff(offsets)[replying].sum()))
         self._drop_damaged()
+        if self.responses.full:
+            self._rotate_replies()
         self._others.extend(slots, tokens, offsets)
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
@@ -340,7 +347,7 @@ class Fusion:
         if len(np.unique(slots)) != len(slots):
             raise InputError(f"slots: expected distinct ones, got {slots}")
         if self.responses.enabled:
-            self.responses.add(slots, self._judged.started[slots])
+            self.responses.add(slots, self._judged.started[slots], self._taken_in)
         if self.capture is not None:
             arrays = self.automata.arrays
             self.capture.add(
@@ -354,7 +361,7 @@ class Fusion:
         self._judged.considered[slots] = 0
 
     def _rotate_replies(self) -> None:
-        if self.responses.rotate():
+        if self.responses.rotate(self._taken_in):
             self._places.others[:, 1] = self._places.others[:, 0]
             self._places.others[:, 0] = self.responses.beginning[0]
 

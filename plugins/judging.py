@@ -85,6 +85,15 @@ def begin_reply(judged: Judged, slot: int, length: int) -> None:
 
 
 @kernel
+def being_written(judged: Judged) -> int:
+    """How many replies have begun and not ended. O(slots)."""
+    replies = 0
+    for slot in range(len(judged.started)):
+        replies += judged.started[slot] != NOT_STARTED
+    return replies
+
+
+@kernel
 def trusted(judged: Judged, slot: int, kind: int, mixed: float) -> float:
     """What a mixed probability is worth in this sequence, for a token that this kind of text suggests."""
     return squash(stretch(min(max(mixed, LEAST), 1.0 - LEAST)) + judged.bias[slot, kind])

@@ -208,8 +208,7 @@ class Pacer:
         self.trees += part.tree
         kept = part.cut()
         # In padded passes a token may cost nothing, and says nothing of the price of others.
-        whole = len(kept.tokens) == len(part.drafts.tokens)
-        self._now.left_out = 0.0 if padded or whole else float(part.drafts.probability[~part.kept].max())
+        self._now.left_out = 0.0 if padded else part.left_out
         self.kept += len(kept.tokens)
         self._expect(1.0 + part.expected / sequences, part.cost)
         return kept

@@ -7,26 +7,15 @@ well.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from freedraft.plugins.base import Drafts
 from freedraft.plugins.branches import likeliest_chains
-from freedraft.plugins.pacing_rule import (
-    best_number,
-    best_ratio,
-    expected_by_number,
-    expected_by_width,
-    is_tree,
-    keep_marked,
-    likeliest,
-    likeliest_of_each,
-    never_rising,
-)
+from freedraft.plugins.pacing_rule import best_part, is_tree, keep_marked, never_rising
 from freedraft.plugins.step_time import StepTime
-from freedraft.retrieval.ragged import Bool, Float64
+from freedraft.retrieval.ragged import Bool, Float64, Int64
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +25,8 @@ class Part:
     Attributes:
         drafts: what it is a part of.
         kept: bool `(t,)`, what is in it.
+        expected: tokens of it that are expected to be accepted.
+        left_out: the highest probability of what is not in it, 0 where all is.
         surplus: tokens that it brings beyond those that its time is worth.
         cost: time of the step that verifies it, as a multiple of a plain step's.
         tree: it is more than a chain in some row.
@@ -43,14 +34,11 @@ class Part:
 
     drafts: Drafts
     kept: Bool
+    expected: float
+    left_out: float
     surplus: float
     cost: float
     tree: bool
-
-    @property
-    def expected(self) -> float:
-        """Tokens of it that are expected to be accepted."""
-        return float(self.drafts.probability[self.kept].sum())
 
     def cut(self) -> Drafts:
         """It alone."""
@@ -79,52 +67,40 @@ def choices(
     if filled is not None:
         return [_all_of(sound, sequences, step_time, gain, padded, filled)]
     knots = step_time.knots(sequences)
-    expected = expected_of(sound, padded)
-    more = sequences if padded else 1
-    gain = math.sqrt(gain * best_ratio(expected, more, sequences, *knots))
-    number, surplus = best_number(expected, more, sequences, *knots, gain)
-    part = _first_of(sound, number, surplus, sequences, step_time, gain, padded)
+    part, gain = _best_of(sound, sequences, knots, gain, padded, False)
     if not part.tree:
         return [part]
+    _charge(part, sequences, step_time, gain)
     chains, _ = likeliest_chains(sound)
-    number, surplus = best_number(expected_of(chains, padded), more, sequences, *knots, gain)
-    straight = _first_of(chains, number, surplus, sequences, step_time, gain, padded)
+    straight, _ = _best_of(chains, sequences, knots, gain, padded, True)
     return [part, straight] if part.surplus > straight.surplus else [straight, part]
 
 
-def expected_of(drafts: Drafts, padded: bool) -> Float64:
-    """The tokens that 1, 2, ... are expected to commit, of all or of each row; float64."""
-    if padded:
-        return expected_by_width(drafts.probability, drafts.offsets)
-    return expected_by_number(drafts.probability)
-
-
-def _first_of(
-    drafts: Drafts, number: int, surplus: float, sequences: int, step_time: StepTime, gain: float, padded: bool
-) -> Part:
-    """The `number` likeliest, of all or of each row, which bring `surplus` where they are no tree."""
-    if padded:
-        kept = likeliest_of_each(drafts.probability, drafts.offsets, number)
-        return _part(drafts, kept, surplus, sequences * number, sequences, step_time, gain)
-    return _part(drafts, likeliest(drafts.probability, number), surplus, number, sequences, step_time, gain)
+def _best_of(
+    drafts: Drafts, sequences: int, knots: tuple[float, Int64, Float64], gain: float, padded: bool, final: bool
+) -> tuple[Part, float]:
+    """The part that the rule takes, not charged for being a tree, and g."""
+    kept, expected, left_out, surplus, cost, tree, gain = best_part(
+        drafts.probability, drafts.parents, drafts.offsets, padded, sequences, *knots, gain, final
+    )
+    return Part(drafts, kept, expected, left_out, surplus, cost, tree), gain
 
 
 def _all_of(drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int) -> Part:
     """All of the drafts, in a pass that takes `filled` draft tokens at least."""
     widest = sequences * int(np.diff(drafts.offsets).max()) if padded else len(drafts.tokens)
-    verified = max(widest, filled)
-    price = gain * sequences * (step_time.cost(sequences, verified) - 1.0)
+    cost = step_time.cost(sequences, max(widest, filled))
     kept = np.ones(len(drafts.tokens), np.bool_)
-    return _part(drafts, kept, float(drafts.probability.sum()) - price, verified, sequences, step_time, gain)
+    expected = float(drafts.probability.sum())
+    surplus = expected - gain * sequences * (cost - 1.0)
+    part = Part(drafts, kept, expected, 0.0, surplus, cost, bool(is_tree(drafts.parents, drafts.offsets, kept)))
+    if part.tree:
+        _charge(part, sequences, step_time, gain)
+    return part
 
 
-def _part(
-    drafts: Drafts, kept: Bool, surplus: float, verified: int, sequences: int, step_time: StepTime, gain: float
-) -> Part:
-    """A part that brings `surplus` where it is no tree, in a pass with `verified` draft tokens."""
-    cost = step_time.cost(sequences, verified)
-    tree = bool(is_tree(drafts.parents, drafts.offsets, kept))
-    if tree:
-        price = step_time.tree_price(sequences)
-        surplus, cost = surplus - gain * sequences * price, cost + price
-    return Part(drafts, kept, surplus, cost, tree)
+def _charge(part: Part, sequences: int, step_time: StepTime, gain: float) -> None:
+    """Put what a tree costs more to a part that is one."""
+    price = step_time.tree_price(sequences)
+    part.surplus -= gain * sequences * price
+    part.cost += price

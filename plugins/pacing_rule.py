@@ -20,6 +20,8 @@ that number, w: the w likeliest tokens of each draft are verified, and the step 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from freedraft.plugins.step_time import interpolate
@@ -115,6 +117,47 @@ def likeliest_of_each(probability: Float32, offsets: Int64, keep: int) -> Bool:
     for row in range(len(offsets) - 1):
         marks[offsets[row] : offsets[row + 1]] = likeliest(probability[offsets[row] : offsets[row + 1]], keep)
     return marks
+
+
+@kernel
+def best_part(
+    probability: Float32,
+    parents: Int32,
+    offsets: Int64,
+    padded: bool,
+    sequences: int,
+    plain: float,
+    grid: Int64,
+    shape: Float64,
+    gain: float,
+    final: bool,
+) -> tuple[Bool, float, float, float, float, bool, float]:
+    """What is worth verifying, by the rule above, of drafts that are not empty.
+
+    Args:
+        probability, parents, offsets: as in `Drafts`, none above its parent's.
+        padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
+        sequences: S.
+        plain, grid, shape: T; see `StepTime.knots`.
+        gain: g if `final`, else the running ratio, which g follows from.
+
+    Returns:
+        bool `(t,)`, the tokens; how many of them are expected to be accepted; the highest probability of the others,
+        0 where there are none; what they bring beyond what their time is worth; that time, as a multiple of a step
+        without a draft; whether they are more than a chain in any row, which is not in the time; and g.
+    """
+    more = sequences if padded else 1
+    expected = expected_by_width(probability, offsets) if padded else expected_by_number(probability)
+    if not final:
+        gain = math.sqrt(gain * best_ratio(expected, more, sequences, plain, grid, shape))
+    number, surplus = best_number(expected, more, sequences, plain, grid, shape, gain)
+    marks = likeliest_of_each(probability, offsets, number) if padded else likeliest(probability, number)
+    left_out = 0.0
+    for i in range(len(marks)):
+        if not marks[i]:
+            left_out = max(left_out, probability[i])
+    cost = interpolate(grid, shape, sequences + number * more) / plain
+    return marks, expected[number - 1], left_out, surplus, cost, is_tree(parents, offsets, marks), gain
 
 
 @kernel

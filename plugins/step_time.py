@@ -76,6 +76,8 @@ class StepTime:
         self._squares: Float64 = np.zeros((FEATURES, FEATURES))
         self._products: Float64 = np.zeros(FEATURES)
         self._parameters: Float64 = self._prior.copy()
+        # Of the batch size that was asked for last, until more is learnt.
+        self._knots: tuple[int, tuple[float, Int64, Float64]] | None = None
         self._first: list[float] = []
         self._lately: list[float] = []
         self._last = (0, 0, False)
@@ -96,8 +98,7 @@ class StepTime:
         """
         if sequences < self.sequences or drafted < 0 or not 0 < seconds < float("inf"):
             return 1.0
-        features = features_of(sequences, drafted, tree, self.sequences)
-        expected = float(features @ self._parameters)
+        expected = expected_time(self._parameters, sequences, drafted, tree, self.sequences)
         if len(self._first) < self.FIRST:
             self._first.append(seconds / expected)
             self.speed = median(self._first)
@@ -107,7 +108,8 @@ class StepTime:
         self._last = kind
         if self._run <= self.TELLING:
             most = self._believed(2 if tree else int(drafted > 0), ratio)
-            self._learn(features, expected, min(max(ratio, 1 / most), most))
+            self._learn(sequences, drafted, tree, expected, min(max(ratio, 1 / most), most))
+            expected = expected_time(self._parameters, sequences, drafted, tree, self.sequences)
         if tree:
             self.tree_steps += 1
         elif drafted:
@@ -115,7 +117,7 @@ class StepTime:
         else:
             self.plain_steps += 1
         self._most_drafted = max(self._most_drafted, drafted)
-        now = seconds / float(features @ self._parameters)
+        now = seconds / expected
         self.speed *= 1.0 + self.SPEED_RATE * (min(max(now / self.speed, 0.5), 2.0) - 1.0)
         self._lately = [*self._lately[1 - self.LATELY :], now]
         return ratio
@@ -137,9 +139,12 @@ class StepTime:
         few = (self.plain_steps, self.draft_steps, self.tree_steps)[kind] < self.FIRST
         return self.FIRST_SURPRISE if few or changed else self.SURPRISE
 
-    def _learn(self, features: Float64, expected: float, ratio: float) -> None:
+    def _learn(self, sequences: int, drafted: int, tree: bool, expected: float, ratio: float) -> None:
         first = learn(
-            features,
+            sequences,
+            drafted,
+            tree,
+            self.sequences,
             expected,
             ratio,
             self.FADE,
@@ -149,6 +154,7 @@ class StepTime:
             self._prior,
             self._parameters,
         )
+        self._knots = None
         self.speed *= first
         self._first = [one * first for one in self._first]
         self._lately = [one * first for one in self._lately]
@@ -165,7 +171,9 @@ class StepTime:
             T without a draft; and the numbers of tokens in the forward pass between which T is linear with a draft,
             int64, with T there, float64.
         """
-        return knots_of(self._parameters, self.sequences, sequences)
+        if self._knots is None or self._knots[0] != sequences:
+            self._knots = sequences, knots_of(self._parameters, self.sequences, sequences)
+        return self._knots[1]
 
     def cost(self, sequences: int, drafted: int) -> float:
         """T with so many draft tokens as a multiple of T without."""
@@ -235,6 +243,12 @@ def features_of(sequences: int, drafted: int, tree: bool, least: int) -> Float64
 
 
 @kernel
+def expected_time(parameters: Float64, sequences: int, drafted: int, tree: bool, least: int) -> float:
+    """T of a step by its parameters, as a multiple of its speed."""
+    return (features_of(sequences, drafted, tree, least) * parameters).sum()
+
+
+@kernel
 def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, Int64, Float64]:
     """See `StepTime.knots`."""
     plain = (features_of(sequences, 0, False, least) * parameters).sum()
@@ -252,7 +266,10 @@ def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, In
 
 @kernel
 def learn(
-    features: Float64,
+    sequences: int,
+    drafted: int,
+    tree: bool,
+    least: int,
     expected: float,
     ratio: float,
     fade: float,
@@ -265,12 +282,14 @@ def learn(
     """Take in a step that took `ratio` times what was expected; bring the parameters up to date, the first one 1.
 
     Args:
+        sequences, drafted, tree, least: as of `features_of`.
         squares, products: float64 `(m, m)` and `(m,)`, the sums of the normal equations.
         trust, prior, parameters: float64 `(m,)`.
 
     Returns:
         The factor by which all were too large.
     """
+    features = features_of(sequences, drafted, tree, least)
     weight = 1.0 / (expected * expected * ratio)
     for i in range(len(parameters)):
         for j in range(len(parameters)):

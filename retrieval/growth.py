@@ -140,35 +140,39 @@ def note_continuation(states: Int32, state: int, token: int, target: int, times:
 
 
 @kernel
-def learn_token(
-    words: Int32, states: Int32, edges: Int32, pool: Int32, next_page: Int32, header: Int32, token: int
-) -> bool:
-    """Append a token to a learning sequence; return False, with nothing changed, when it can learn no more.
+def link_in(
+    words: Int32,
+    states: Int32,
+    edges: Int32,
+    pool: Int32,
+    next_page: Int32,
+    header: Int32,
+    last: int,
+    current: int,
+    token: int,
+    recent: int,
+    strand: bool,
+) -> int:
+    """Let `token` follow state `last`, the end of a text so far.
 
-    Where the arena is full half-way, the token is learnt as far as there is room, and is the last.
+    Args:
+        last: the state.
+        current: a new state for the text with the token; 0 where an edge leads to one already, which only several
+            strands in one automaton can have.
+        recent: what `RECENT` becomes for the contexts that end here.
+        strand: other texts grow in the same automaton.
+
+    Returns:
+        The state of the text with the token.
     """
-    position = header[HEAD_LENGTH]
-    if position == pool[POOL_MAX_LENGTH]:
-        return False
-    if position % PAGE_WORDS == 0:
-        page = take_page(pool, next_page, header)
-        if page == 0:
-            return False
-        header[HEAD_TEXT + position // PAGE_WORDS] = page
-    current = new_state(words, states, pool, next_page, header, position + 1, position)
-    if current == 0:
-        return False
-    words[header[HEAD_TEXT + position // PAGE_WORDS] * PAGE_WORDS + position % PAGE_WORDS] = token
-    header[HEAD_LENGTH] = position + 1
-
     # The contexts that token never followed: each gets an edge to the new state.
-    state = header[HEAD_LAST]
+    state = last
     steps = 0
     target = 0
     while state != 0:
         if steps < CHAIN_CAP:
             states[state, COUNT] += 1
-            states[state, RECENT] = position - 1
+            states[state, RECENT] = recent
         target = find_edge(words, states, edges, state, token)
         if target != 0:
             break
@@ -195,24 +199,89 @@ def learn_token(
                 redirect_edge(words, states, edges, context, token, clone)
                 context = states[context, LINK]
             target = clone
-        states[current, LINK] = target
+        if current == 0:
+            current = target
+        else:
+            states[current, LINK] = target
         # The contexts that token has followed before; the first of them is counted already.
-        note_continuation(states, state, token, target, states[target, COUNT] + 1)
+        note_continuation(states, state, token, target, times_with(states, state, token, target, strand))
         state = states[state, LINK]
         steps += 1
         while state != 0 and steps < CHAIN_CAP:
             states[state, COUNT] += 1
-            states[state, RECENT] = position - 1
+            states[state, RECENT] = recent
             while states[states[target, LINK], LENGTH] > states[state, LENGTH]:
                 target = states[target, LINK]
-            note_continuation(states, state, token, target, states[target, COUNT] + 1)
+            note_continuation(states, state, token, target, times_with(states, state, token, target, strand))
             state = states[state, LINK]
             steps += 1
+    return current
 
+
+@kernel
+def times_with(states: Int32, state: int, token: int, target: int, strand: bool) -> int:
+    """How often `token`, leading to `target`, has followed `state`, this time included.
+
+    The occurrence that ends a text is not counted in its state yet. Of strands several may end there, so that the
+    number may be too low by one for each of the others; not so where `token` is the likeliest anyway, as in lockstep.
+    """
+    times = states[target, COUNT] + 1
+    if strand and states[state, TOKEN] == token:
+        return max(times, (states[state, ORIGIN] & BEST_MAX) + 1)
+    return times
+
+
+@kernel
+def learn_token(
+    words: Int32, states: Int32, edges: Int32, pool: Int32, next_page: Int32, header: Int32, token: int
+) -> bool:
+    """Append a token to a learning sequence; return False, with nothing changed, when it can learn no more.
+
+    Where the arena is full half-way, the token is learnt as far as there is room, and is the last.
+    """
+    position = header[HEAD_LENGTH]
+    if position == pool[POOL_MAX_LENGTH]:
+        return False
+    if position % PAGE_WORDS == 0:
+        page = take_page(pool, next_page, header)
+        if page == 0:
+            return False
+        header[HEAD_TEXT + position // PAGE_WORDS] = page
+    current = new_state(words, states, pool, next_page, header, position + 1, position)
+    if current == 0:
+        return False
+    words[header[HEAD_TEXT + position // PAGE_WORDS] * PAGE_WORDS + position % PAGE_WORDS] = token
+    header[HEAD_LENGTH] = position + 1
+
+    link_in(words, states, edges, pool, next_page, header, header[HEAD_LAST], current, token, position - 1, False)
     header[HEAD_LAST] = current
     header[HEAD_MATCH] = states[current, LINK]
     header[HEAD_MATCH_LENGTH] = states[header[HEAD_MATCH], LENGTH]
     return True
+
+
+@kernel
+def learn_strand(
+    words: Int32, states: Int32, edges: Int32, pool: Int32, next_page: Int32, header: Int32, end: int, token: int
+) -> int:
+    """Append a token to one of several strands: texts that grow side by side in one automaton.
+
+    A strand is named by the state of all of it, at first the root. No text is kept: `RECENT` is the token that followed
+    last, in whichever strand, and `ORIGIN` and `HEAD_MATCH` tell nothing.
+
+    Returns:
+        The state of the strand with the token; 0, with nothing changed, when the automaton can learn no more.
+    """
+    if header[HEAD_LENGTH] == pool[POOL_MAX_LENGTH]:
+        return 0
+    current = 0
+    if find_edge(words, states, edges, end, token) == 0:
+        length = states[end, LENGTH] + 1
+        current = new_state(words, states, pool, next_page, header, length, header[HEAD_LENGTH])
+        if current == 0:
+            return 0
+    header[HEAD_LENGTH] += 1
+    return link_in(words, states, edges, pool, next_page, header, end, current, token, token, True)
 
 
 @kernel

@@ -17,6 +17,7 @@ from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafter, Source
 from freedraft.plugins.evidence import SEPARATOR
 from freedraft.plugins.registry import make_drafter
+from freedraft.plugins.responses import AT_ONCE, MOST_WRITTEN
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.ragged import MAX_TOKEN, ragged
 
@@ -170,7 +171,8 @@ def test_drafts_depend_on_the_committed_text_alone(text, data):
     """However a prompt came, and however often a sequence was dropped and built anew."""
     made = fusion(scope="engine")
     run_request(made, text[:10], text, piece=7)  # so that there are earlier replies
-    expected = parts(made.draft(made.open(*ragged([text])), budgets(1)))
+    first = made.open(*ragged([text]))
+    expected = parts(made.draft(first, budgets(1)))
     slots = made.open(*ragged([[]]))
     for piece in data.draw(strategies.pieces(text)):
         made.extend(slots, *ragged([piece]))
@@ -178,6 +180,7 @@ def test_drafts_depend_on_the_committed_text_alone(text, data):
     # Learning is put aside: it goes on with every committed token of a reply, and is shared.
     learnt = type(made.mixer)(*(array.copy() for array in made.mixer))
     successors = made._successors.copy()
+    made.close(np.concatenate([slots, first]))  # of several that are written at once each is a source for the others
     grown = made.open(*ragged([text[:3]]))
     for token in text[3:]:
         made.draft(grown, budgets(1))
@@ -245,13 +248,61 @@ class TestScope:
         slots = made.open(*ragged([secret[:10]]))
         assert not len(made.draft(slots, budgets(1)).tokens)
 
-    def test_a_running_sequence_is_no_source_yet(self):
+    @pytest.mark.parametrize("scope", ["engine", "off"])
+    def test_replies_that_are_written_at_once_are_drafted_from_one_another(self, scope):
+        made = fusion(scope=scope)
+        slots = made.open(*ragged([[1, 2], [1, 2]]))
+        made.draft(slots, budgets(2))
+        made.extend(slots, *ragged([REPLY, REPLY[:5]]))
+        drafts = made.draft(slots, budgets(2))
+        assert not len(drafts.tokens[drafts.row(0)])
+        row = drafts.row(1)
+        if scope == "off":
+            assert not len(drafts.tokens[row])
+        else:
+            assert drafts.tokens[row].tolist() == REPLY[5:13]
+            assert set(drafts.source[row].tolist()) == {Source.RESPONSES}
+
+    def test_prompts_that_are_read_at_once_are_not(self):
         made = fusion()
-        first, second = made.open(*ragged([[1, 2], [1, 2]]))
-        made.draft(np.array([first, second]), budgets(2))
-        made.extend(np.array([first]), *ragged([REPLY]))
-        made.extend(np.array([second]), *ragged([REPLY[:5]]))
-        assert not len(made.draft(np.array([second]), budgets(1)).tokens)
+        slots = made.open(*ragged([[1, 2, 3], [1, 2, 3]]))
+        made.draft(slots, budgets(2))
+        others = made.open(*ragged([REPLY[:5]]))
+        made.extend(others, *ragged([REPLY[5:]]))
+        made.extend(slots, *ragged([REPLY[:5], REPLY[:4]]))
+        drafts = made.draft(slots, budgets(2))
+        assert not len(drafts.tokens[drafts.row(0)])
+        assert drafts.tokens[drafts.row(1)].tolist() == [REPLY[4]]
+
+    def test_a_reply_that_is_alone_is_taken_in_when_it_has_ended(self):
+        made = fusion()
+        slots = made.open(*ragged([[1, 2]]))
+        made.draft(slots, budgets(1))
+        made.extend(slots, *ragged([REPLY]))
+        assert not made.automata.lengths(made.responses.slots[:1])[0]
+        made.close(slots)
+        assert made.automata.lengths(made.responses.slots[:1])[0] == len(REPLY) + 1
+
+    def test_of_very_many_at_once_each_is_taken_in_when_it_has_ended(self):
+        made = fusion(memory="64MiB")
+        slots = made.open(*ragged([[1, 2]] * (MOST_WRITTEN + 1)))
+        made.draft(slots, budgets(len(slots)))
+        made.extend(slots, *ragged([REPLY] * len(slots)))
+        assert not made.automata.lengths(made.responses.slots[:1])[0]
+        made.close(slots[:1])
+        made.extend(slots[1:], *ragged([[1]] * MOST_WRITTEN))
+        known = len(REPLY) + 1 + min(AT_ONCE, len(REPLY) + 1) * MOST_WRITTEN
+        assert made.automata.lengths(made.responses.slots[:1])[0] == known
+
+    def test_a_generation_that_is_full_makes_room_while_replies_are_written(self):
+        made = fusion(memory="64MiB", response_tokens=1000)
+        slots = made.open(*ragged([[1, 2]] * 4))
+        source = np.random.default_rng(0)
+        for _ in range(100):
+            made.draft(slots, budgets(4))
+            made.extend(slots, *ragged(source.integers(0, 9, (4, 10)).tolist()))
+            assert made.automata.lengths(made.responses.slots[:1])[0] < 1000
+        made.close(slots)
 
 
 class TestMemory:

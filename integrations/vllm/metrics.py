@@ -85,6 +85,7 @@ class MetricsFile:
         self._labels = dict(labels)
         self._key = library.mmap_key
         self._keys: dict[tuple[str, Labels], str] = {}
+        self._counted: dict[tuple[str, Labels], float] = {}
         self._gauged: set[str] = set()
 
     def end(self) -> None:
@@ -113,6 +114,9 @@ class MetricsFile:
             self._gauge("pacing_gain", pacer.gain)
 
     def _count(self, name: str, value: float, *labels: tuple[str, str]) -> None:
+        if self._counted.get((name, labels)) == value:
+            return
+        self._counted[name, labels] = value
         metric = f"freedraft:{name}"
         self._counters.write_value(self._named(metric, f"{metric}_total", COUNTERS[name], labels), value, 0.0)
 
