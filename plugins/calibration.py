@@ -33,7 +33,9 @@ def buckets(account: Float64) -> list[dict[str, Any]]:
 
 
 @kernel
-def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int32, account: Float64) -> None:
+def judge_nodes(
+    probability: Float32, offsets: Int64, last: Int64, parents: Int32, account: Float64
+) -> tuple[float, int]:
     """Take in how drafts did: of each, the tokens whose ancestors were right.
 
     Args:
@@ -42,7 +44,11 @@ def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int3
         last: int64 `(n,)`, the node of each row that was right last, -1 = none.
         parents: int32 `(t,)`, as in `Drafts`, or `NO_PARENTS`.
         account: is brought up to date.
+
+    Returns:
+        How many tokens were expected to be right, and how many were, each with its ancestors.
     """
+    expected, accepted = 0.0, 0
     right = np.empty(len(probability), np.bool_)
     for row in range(len(offsets) - 1):
         start = offsets[row]
@@ -51,8 +57,10 @@ def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int3
         node = last[row]
         while 0 <= node < count:
             right[node] = True
+            accepted += 1
             node = parents[start + node] if len(parents) else node - 1
         for i in range(count):
+            expected += min(max(probability[start + i], 0.0), 1.0) if probability[start + i] > 0.0 else 0.0
             parent = parents[start + i] if len(parents) else i - 1
             if parent >= 0 and not right[parent]:
                 continue
@@ -65,3 +73,4 @@ def judge_nodes(probability: Float32, offsets: Int64, last: Int64, parents: Int3
             account[at, 0] += 1.0
             account[at, 1] += 1.0 if right[i] else 0.0
             account[at, 2] += conditional
+    return expected, accepted

@@ -115,6 +115,10 @@ class Pacer:
     """Steps until then."""
     AT_ONCE = 3
     """Odd trials in a row that may be repeated at once."""
+    MEMORY = 0.99
+    """What of the account of how drafts did lately is left after a token that was verified, and after a step."""
+    DOUBT = 5.0
+    """Tokens that it takes for that account to count for as much as what drafts say of themselves."""
     MOST_ODD = 20
     """So many at most are counted: by then they wait for millions of steps."""
 
@@ -126,6 +130,7 @@ class Pacer:
         self.steps = self.verified = self.explored = self.trees = 0
         self.drafted = self.kept = 0
         self.calibration: Float64 = nothing_judged()
+        self._expected = self._accepted = 0.0
         self._plain_in_a_row = 2
         self._exploring = self._verifying = self._after_plain_trial = self._first_plain = False
         self._unmeasured = False
@@ -162,6 +167,8 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
+        self._expected *= self.MEMORY
+        self._accepted *= self.MEMORY
         # A trial of two steps goes on; but where there was a prompt in the step, say, nothing was learnt.
         if not (self.spills and self._plain_in_a_row == 1 and not self._verifying):
             self._miss_trial()
@@ -176,9 +183,8 @@ class Pacer:
         self.drafted += total
         sequences = max(sequences, 1)
         gain = max(self.gain, 1.0)
-        part, *others = choices(
-            drafts, sequences, self.step_time, gain, padded, filled if self.settings.uniform else None
-        )
+        filled_up = filled if self.settings.uniform else None
+        part, *others = choices(drafts, self.trust, sequences, self.step_time, gain, padded, filled_up)
         pays = bool(part.surplus > self.settings.margin * sequences)
         self._first_plain = self._waits_for_plain_steps
         if self._first_plain:
@@ -299,7 +305,7 @@ class Pacer:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
             left_out = self._now.left_out * (1.0 - self.BELOW_LAST / math.sqrt(max(sequences, 1)))
-            price = math.sqrt(max(self.gain, 1.0)) * sequences * least
+            price = math.sqrt(max(self.gain, 1.0)) * sequences * least / self.trust
             return min(max(price, left_out), 1.0) if math.isfinite(price) else left_out
 
     def record(self, sequences: int, drafted: int, seconds: float, tree: bool = False) -> None:
@@ -348,7 +354,19 @@ class Pacer:
     def judge(self, probability: Float32, offsets: Int64, last: Int64, parents: Int32 = NO_PARENTS) -> None:
         """Take in how drafts did that were verified; arguments as of `judge_nodes`."""
         with self._lock:
-            judge_nodes(probability, offsets, last, parents, self.calibration)
+            expected, accepted = judge_nodes(probability, offsets, last, parents, self.calibration)
+            left = self.MEMORY ** len(probability)
+            self._expected = left * self._expected + expected
+            self._accepted = left * self._accepted + accepted
+
+    @property
+    def trust(self) -> float:
+        """What probabilities are worth just now, as a share of what they say, 1 at most.
+
+        Where less was right lately than was expected, as when requests of another kind come, drafts are cut the
+        shorter until their drafter has learnt better.
+        """
+        return min((self._accepted + self.DOUBT) / (self._expected + self.DOUBT), 1.0)
 
     @property
     def decisions(self) -> dict[str, int]:
@@ -361,7 +379,8 @@ class Pacer:
 
         `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now and drafts that are chains,
         `tree_ms` what a tree takes more (a guess until it was measured), `verified` and `trees` the steps that verified
-        a draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's,
+        a draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's, `trust` what
+        probabilities have been worth lately,
         `calibration` the predicted and the observed share of right tokens, given that all before them were right, by
         tenths of the prediction.
         """
@@ -376,6 +395,7 @@ class Pacer:
                 "explored": self.explored,
                 "drafted": self.drafted,
                 "kept": self.kept,
+                "trust": round(self.trust, 4),
                 "calibration": buckets(self.calibration),
             }
 

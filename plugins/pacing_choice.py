@@ -26,7 +26,7 @@ class Part:
         drafts: what it is a part of.
         kept: bool `(t,)`, what is in it.
         expected: tokens of it that are expected to be accepted.
-        left_out: the highest probability of what is not in it, 0 where all is.
+        left_out: the highest probability, as it was told, of what is not in it; 0 where all is.
         surplus: tokens that it brings beyond those that its time is worth.
         cost: time of the step that verifies it, as a multiple of a plain step's.
         tree: it is more than a chain in some row.
@@ -51,12 +51,19 @@ class Part:
 
 
 def choices(
-    drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int | None = None
+    drafts: Drafts,
+    trust: float,
+    sequences: int,
+    step_time: StepTime,
+    gain: float,
+    padded: bool,
+    filled: int | None = None,
 ) -> list[Part]:
     """What of `drafts`, which are not empty, could be verified, the best first: a tree and chains, or chains alone.
 
     Args:
         drafts: what was drafted.
+        trust: what its probabilities are worth, as a share of what they say.
         sequences: S.
         step_time: T.
         gain: tokens a second as a multiple of plain decoding's, in the long run; with `filled` it is g itself.
@@ -65,33 +72,41 @@ def choices(
     """
     sound = replace(drafts, probability=never_rising(drafts.probability, drafts.parents, drafts.offsets))
     if filled is not None:
-        return [_all_of(sound, sequences, step_time, gain, padded, filled)]
+        return [_all_of(sound, trust, sequences, step_time, gain, padded, filled)]
     knots = step_time.knots(sequences)
-    part, gain = _best_of(sound, sequences, knots, gain, padded, False)
+    part, gain = _best_of(sound, trust, sequences, knots, gain, padded, False)
     if not part.tree:
         return [part]
     _charge(part, sequences, step_time, gain)
     chains, _ = likeliest_chains(sound)
-    straight, _ = _best_of(chains, sequences, knots, gain, padded, True)
+    straight, _ = _best_of(chains, trust, sequences, knots, gain, padded, True)
     return [part, straight] if part.surplus > straight.surplus else [straight, part]
 
 
 def _best_of(
-    drafts: Drafts, sequences: int, knots: tuple[float, Int64, Float64], gain: float, padded: bool, final: bool
+    drafts: Drafts,
+    trust: float,
+    sequences: int,
+    knots: tuple[float, Int64, Float64],
+    gain: float,
+    padded: bool,
+    final: bool,
 ) -> tuple[Part, float]:
     """The part that the rule takes, not charged for being a tree, and g."""
     kept, expected, left_out, surplus, cost, tree, gain = best_part(
-        drafts.probability, drafts.parents, drafts.offsets, padded, sequences, *knots, gain, final
+        drafts.probability, drafts.parents, drafts.offsets, trust, padded, sequences, *knots, gain, final
     )
     return Part(drafts, kept, expected, left_out, surplus, cost, tree), gain
 
 
-def _all_of(drafts: Drafts, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int) -> Part:
+def _all_of(
+    drafts: Drafts, trust: float, sequences: int, step_time: StepTime, gain: float, padded: bool, filled: int
+) -> Part:
     """All of the drafts, in a pass that takes `filled` draft tokens at least."""
     widest = sequences * int(np.diff(drafts.offsets).max()) if padded else len(drafts.tokens)
     cost = step_time.cost(sequences, max(widest, filled))
     kept = np.ones(len(drafts.tokens), np.bool_)
-    expected = float(drafts.probability.sum())
+    expected = trust * float(drafts.probability.sum())
     surplus = expected - gain * sequences * (cost - 1.0)
     part = Part(drafts, kept, expected, 0.0, surplus, cost, bool(is_tree(drafts.parents, drafts.offsets, kept)))
     if part.tree:

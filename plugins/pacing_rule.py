@@ -124,6 +124,7 @@ def best_part(
     probability: Float32,
     parents: Int32,
     offsets: Int64,
+    trust: float,
     padded: bool,
     sequences: int,
     plain: float,
@@ -136,18 +137,19 @@ def best_part(
 
     Args:
         probability, parents, offsets: as in `Drafts`, none above its parent's.
+        trust: what the probabilities are worth, as a share of what they say.
         padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         sequences: S.
         plain, grid, shape: T; see `StepTime.knots`.
         gain: g if `final`, else the running ratio, which g follows from.
 
     Returns:
-        bool `(t,)`, the tokens; how many of them are expected to be accepted; the highest probability of the others,
-        0 where there are none; what they bring beyond what their time is worth; that time, as a multiple of a step
+        bool `(t,)`, the tokens; how many of them are expected to be accepted; the highest probability of the others, as
+        it was told, 0 where there are none; what they bring beyond what their time is worth; that time, as a multiple of a step
         without a draft; whether they are more than a chain in any row, which is not in the time; and g.
     """
     more = sequences if padded else 1
-    expected = expected_by_width(probability, offsets) if padded else expected_by_number(probability)
+    expected = trust * (expected_by_width(probability, offsets) if padded else expected_by_number(probability))
     if not final:
         gain = math.sqrt(gain * best_ratio(expected, more, sequences, plain, grid, shape))
     number, surplus = best_number(expected, more, sequences, plain, grid, shape, gain)

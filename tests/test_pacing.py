@@ -235,6 +235,69 @@ class TestCut:
         assert pacer.steps == 0
 
 
+class TestTrust:
+    """What probabilities were worth lately."""
+
+    drafted = chains([[0.8, 0.6, 0.3, 0.2]])
+
+    def judged(self, right, times=30):
+        pacer = told(0.1)
+        for _ in range(times):
+            pacer.cut(self.drafted, 1)
+            pacer.judge(self.drafted.probability, self.drafted.offsets, np.array([right - 1]))
+        return pacer
+
+    def test_nothing_is_held_against_what_is_new(self):
+        assert told(0.1).trust == 1.0
+
+    def test_what_was_right_as_often_as_expected_or_more_often_is_believed(self):
+        assert self.judged(4).trust == 1.0
+        pacer = told(0.1)
+        for i in range(200):
+            pacer.judge(
+                self.drafted.probability, self.drafted.offsets, np.array([[1, 2, 0, 3, -1, 1, 2, 0, 3, -1][i % 10]])
+            )
+        assert pacer.trust > 0.9
+
+    def test_where_less_was_right_less_is_verified(self):
+        believed, doubted = told(0.1), self.judged(1)
+        assert 0.4 < doubted.trust < 0.6
+        few, many = (len(pacer.cut(self.drafted, 1).tokens) for pacer in (doubted, believed))
+        assert 0 < few < many
+        assert doubted.floor(1, 8) > believed.floor(1, 8)
+        # What is verified keeps its probabilities, which are judged again.
+        assert doubted.cut(self.drafted, 1).probability.tolist() == self.drafted.probability[:few].tolist()
+
+    def test_it_comes_back_with_better_drafts_and_with_time(self):
+        better, waiting = self.judged(0), self.judged(0)
+        least = better.trust
+        for _ in range(60):
+            better.judge(self.drafted.probability, self.drafted.offsets, np.array([3]))
+        for _ in range(1000):
+            waiting.cut(Drafts.empty(1), 1)
+        assert least < 0.3
+        assert better.trust > 0.95
+        assert waiting.trust > 0.95
+
+    def test_trees_are_judged_along_their_path(self):
+        pacer = told(0.1)
+        tree = tree_and_token(0.7)
+        for _ in range(30):
+            pacer.judge(tree.probability, tree.offsets, np.array([4, 0]), tree.parents)
+        assert pacer.trust == 1.0
+        for _ in range(60):
+            pacer.judge(tree.probability, tree.offsets, np.array([2, -1]), tree.parents)
+        assert 0.85 < pacer.trust < 1.0
+
+    def test_uniform_drafts_are_doubted_too(self):
+        pacer = told(0.2)
+        pacer.settings = PacingSettings(uniform=True)
+        assert len(pacer.cut(self.drafted, 1, 4).tokens) == 4
+        for _ in range(40):
+            pacer.judge(self.drafted.probability, self.drafted.offsets, np.array([-1]))
+        assert not len(pacer.cut(self.drafted, 1, 4).tokens)
+
+
 class TestPadded:
     """Passes that take as many tokens for every sequence as for the one with the longest draft."""
 
@@ -757,7 +820,7 @@ class TestTrees:
         drafts = drafters.of_nodes(rows)
         if not len(drafts.tokens):
             return
-        best, *_ = choices(drafts, len(rows), self.knowing(slope, mask).step_time, gain, padded)
+        best, *_ = choices(drafts, 1.0, len(rows), self.knowing(slope, mask).step_time, gain, padded)
         expected = naive.best_of_trees_and_chains(rows, len(rows), lambda n: 1 + slope * (n - 1), gain, mask, padded)
         assert best.surplus == pytest.approx(expected, abs=1e-5)
         assert any(best.kept)
