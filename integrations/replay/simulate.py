@@ -225,14 +225,18 @@ def _step(
     judge_nodes(whole.probability, whole.offsets, right, whole.parents, outcome.calibration)
     matches = texts.match_lengths(own).tolist()
     accepted = np.zeros(len(running), np.int32)
+    last = np.full(len(running), -1, np.int64)
     committed = []
     for i, one in enumerate(running):
         path = _path(drafts, i, one)
         row = drafts.row(i)
         _count(outcome, drafts, row, path, matches[i])
         accepted[i] = len(path)
+        last[i] = path[-1] if path else -1
         committed.append(one.reply[one.place : one.place + len(path) + 1])
         one.place += len(path) + 1
+    if pacer is not None:
+        pacer.judge(drafts.probability, drafts.offsets, last, drafts.parents)
     outcome.time += cost(_pass_tokens(drafts, padded))
     outcome.passes += 1
     tokens, offsets = ragged(committed)
