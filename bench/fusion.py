@@ -47,9 +47,10 @@ def measure(rows: int, context: int, steps: int, budget: int, scope: Any) -> dic
     made = Fusion(FusionSettings(memory=2**33, scope=scope))
     # Earlier replies, for the sequences to be followed through.
     for at in range(0, 400_000 if scope == "engine" else 0, 1000):
-        slots = made.automata.open(text[at : at + 1000], np.array([0, 1000]))
-        made.responses.add(slots, np.zeros(1, np.int64))
-        made.automata.close(slots)
+        slots = made.open(text[:0], np.zeros(2, np.int64))
+        made.draft(slots, np.zeros(1, np.int32))
+        made.extend(slots, text[at : at + 1000], np.array([0, 1000]))
+        made.close(slots)
     pacer = Pacer()
     pacer.step_time = StepTime.known(lambda n: max(1.0, n / 300))
     slots = made.open(

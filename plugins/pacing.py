@@ -106,8 +106,8 @@ class Pacer:
     FIRST_PLAIN = 3
     """Steps without a draft that come first, for T of a plain step to be known."""
     GAIN_MEMORY = 0.995
-    BELOW_LAST = 0.5
-    """How far below what was left out last the floor is, as a share of it, for one sequence."""
+    BELOW_LAST = 2.0
+    """How much smaller the odds of the floor are than those of what was left out last, for one sequence: a third."""
     ODD = 1.25
     """A trial that takes so many times what is expected, or as small a part, is soon repeated; so is one without a
     draft where the draft right behind it does so."""
@@ -292,8 +292,8 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is a part of the most that the last cut left out: half of it for one sequence, and `1 - 1 / (2 sqrt(S))` for
-        S, for the next cut is going to differ the less. Or the price of a token in a step that can gain nothing, where
+        It is less than the most that the last cut left out, in odds: a third of its odds for one sequence, and the part
+        `1 / (1 + 2 / sqrt(S))` for S, for the next cut is going to differ the less. Or the price of a token in a step that can gain nothing, where
         T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is
         time to, and where drafts are uniform: what is not drafted saves nothing then.
         """
@@ -304,7 +304,8 @@ class Pacer:
             if self._now.since_verified >= self.settings.explore or self._waits_for_plain_steps:
                 return 0.0
             least = self.step_time.least_slope(sequences, most)
-            left_out = self._now.left_out * (1.0 - self.BELOW_LAST / math.sqrt(max(sequences, 1)))
+            below = 1.0 + self.BELOW_LAST / math.sqrt(max(sequences, 1))
+            left_out = self._now.left_out / (self._now.left_out + below * (1.0 - self._now.left_out))
             price = math.sqrt(max(self.gain, 1.0)) * sequences * least / self.trust
             return min(max(price, left_out), 1.0) if math.isfinite(price) else left_out
 

@@ -48,6 +48,12 @@ def best_width(drafts, sequences, *knots_and_gain):
     return best_number(expected, sequences, sequences, *knots_and_gain)
 
 
+def odds_times(probability, factor):
+    """The probability with `factor` times the odds."""
+    odds = factor * probability / (1 - probability)
+    return odds / (1 + odds)
+
+
 def tree_and_token(probability):
     """Drafts of a tree and of one token, of that probability.
 
@@ -461,18 +467,26 @@ class TestFloor:
         assert pacer.floor(1, 8) == 0
         cut = pacer.cut(drafts, 1)
         assert len(cut.tokens) == 2
-        assert pacer.floor(1, 8) == pytest.approx(0.8**3 / 2)
+        assert pacer.floor(1, 8) == pytest.approx(odds_times(0.8**3, 1 / 3))
         # What is left of a draft is all kept: the next may be whole again.
         assert len(pacer.cut(chains([[0.8]]), 1).tokens) == 1
         assert pacer.floor(1, 8) == 0
 
-    @pytest.mark.parametrize(("rows", "part"), [(4, 0.75), (64, 0.9375)])
+    @pytest.mark.parametrize(("rows", "part"), [(4, 0.5), (64, 0.8)])
     def test_is_nearer_to_the_last_cut_in_a_larger_batch(self, rows, part):
         pacer = Pacer()
         pacer.step_time = StepTime.known(lambda n: max(1.0, 1 + 0.5 / rows * (n - 3 * rows)))
         cut = pacer.cut(chains([falling([0.8] * 6)] * rows), rows)
         assert len(cut.tokens) == 2 * rows
-        assert pacer.floor(rows, 8 * rows) == pytest.approx(0.8**3 * part)
+        assert pacer.floor(rows, 8 * rows) == pytest.approx(odds_times(0.8**3, part))
+
+    def test_of_nearly_certain_tokens_only_the_more_certain_are_drafted(self):
+        """A batch full of copies, of which the step has room for some tokens."""
+        pacer = Pacer()
+        pacer.step_time = StepTime.known(lambda n: max(1.0, n / 300))
+        sure = [[0.999**i for i in range(1, 25)] for _ in range(256)]
+        assert 0 < len(pacer.cut(chains(sure), 256).tokens) < 24 * 256
+        assert pacer.floor(256, 24 * 256) > 0.99
 
     def test_the_end_of_a_copy_does_not_hold_back_what_comes_after_it(self):
         """A token that costs 0.06 of a step is not worth it at the end of a copy, but is after it, at 0.3."""
