@@ -484,9 +484,12 @@ class TestFloor:
         """A batch full of copies, of which the step has room for some tokens."""
         pacer = Pacer()
         pacer.step_time = StepTime.known(lambda n: max(1.0, n / 300))
-        sure = [[0.999**i for i in range(1, 25)] for _ in range(256)]
-        assert 0 < len(pacer.cut(chains(sure), 256).tokens) < 24 * 256
-        assert pacer.floor(256, 24 * 256) > 0.99
+        sure = [[(0.98 + row / 13_000) ** i for i in range(1, 25)] for row in range(256)]
+        kept = pacer.cut(chains(sure), 256)
+        assert 0 < len(kept.tokens) < 24 * 256
+        likely = float(kept.probability.min())
+        assert likely > 0.9
+        assert 1 - pacer.floor(256, 24 * 256) < 1.25 * (1 - likely)
 
     def test_the_end_of_a_copy_does_not_hold_back_what_comes_after_it(self):
         """A token that costs 0.06 of a step is not worth it at the end of a copy, but is after it, at 0.3."""
