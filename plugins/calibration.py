@@ -60,7 +60,7 @@ def judge_nodes(
             accepted += 1
             node = parents[start + node] if len(parents) else node - 1
         for i in range(count):
-            expected += min(max(probability[start + i], 0.0), 1.0) if probability[start + i] > 0.0 else 0.0
+            expected += min(probability[start + i], 1.0) if probability[start + i] > 0.0 else 0.0
             parent = parents[start + i] if len(parents) else i - 1
             if parent >= 0 and not right[parent]:
                 continue

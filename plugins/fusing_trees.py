@@ -9,75 +9,66 @@ from __future__ import annotations
 
 import numpy as np
 
-from freedraft.plugins.adjacency import MAX_CONTEXT, Table, push_token
-from freedraft.plugins.fusing import weigh, workspace
+from freedraft.plugins.adjacency import MAX_CONTEXT
+from freedraft.plugins.fusing import Drafted, Learnt, Place, all_open, go_past, go_to_draft, new_place, weigh, workspace
 from freedraft.plugins.heap import ORDER, PARENT, TOKEN, Heap, pop, push
-from freedraft.plugins.judging import NOT_STARTED, ROOT, Judged, begin_reply, kind_of, trusted
-from freedraft.plugins.mixing import MAX_CANDIDATES, Mixer, correct
-from freedraft.plugins.proposals import Proposals, follow_proposals, to_start
-from freedraft.plugins.rankings import Rankings
-from freedraft.plugins.texts import (
-    Places,
-    advance_own,
-    begin,
-    follow_corpora,
-    follow_others,
-    take_up,
-)
+from freedraft.plugins.judging import ROOT, kind_of, trusted
+from freedraft.plugins.mixing import MAX_CANDIDATES, correct
+from freedraft.plugins.texts import Library
 from freedraft.retrieval.borrowing import borrowed, hold
-from freedraft.retrieval.edges import STATE_WORDS
-from freedraft.retrieval.growth import BAD_SLOT, FINE, HEAD_LENGTH, is_open
-from freedraft.retrieval.index.follow import Automaton
+from freedraft.retrieval.growth import BAD_SLOT, FINE
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
+from freedraft.retrieval.ragged import Int32, Int64, UInt8
+
+
+@kernel
+def new_places(place: Place, count: int) -> Place:
+    """Room for so many places of one sequence: arrays with a row for each, but for `texts`, which they share."""
+    return Place(
+        place.texts,
+        np.empty((count, *place.cursors.shape), np.int64),
+        np.empty((count, *place.in_corpora.shape), np.int32),
+        np.empty((count, MAX_CONTEXT), np.int32),
+        np.empty((count, *place.at.shape), np.int64),
+    )
+
+
+@kernel
+def at_node(places: Place, i: int) -> Place:
+    """The i-th of them."""
+    return Place(places.texts, places.cursors[i], places.in_corpora[i], places.context[i], places.at[i])
+
+
+@kernel
+def copy_place(source: Place, target: Place) -> None:
+    """Let one place be where another is."""
+    target.cursors[:], target.in_corpora[:] = source.cursors, source.in_corpora
+    target.context[:], target.at[:] = source.context, source.at
 
 
 @kernel
 def draft_trees(
-    words: Int32,
-    sequences: Int32,
-    generations: Int64,
-    corpora: tuple[Automaton, ...],
-    damaged: Int64,
-    places: Places,
-    judged: Judged,
-    successors: Int32,
-    table: Table,
-    rankings: Rankings,
-    proposals: Proposals,
-    mixer: Mixer,
+    library: Library,
+    learnt: Learnt,
     sources: UInt8,
     slots: Int64,
     budget: Int32,
     longest: int,
     min_probability: float,
-    tokens: Int32,
-    parents: Int32,
-    probability: Float32,
-    source: UInt8,
-    offsets: Int64,
+    drafted: Drafted,
 ) -> int:
     """Write the likeliest tree of each sequence, up to `longest` nodes; FINE, or BAD_SLOT. As `fusing.draft_batch`."""
-    words, sequences, generations, corpora, damaged, places, judged, successors, table = borrowed(
-        (words, sequences, generations, corpora, damaged, places, judged, successors, table)
-    )
-    rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets = borrowed(
-        (rankings, proposals, mixer, sources, slots, budget, tokens, parents, probability, source, offsets)
-    )
-    states = words.reshape(-1, STATE_WORDS)
-    edges = words.reshape(-1, 2)
-    work = workspace(places, proposals)
-    evidence, candidates, texts, cursors, in_corpora, at_first = borrowed(work)
-    ranking = rankings.ranked.shape[1] > 0
-    # Where the committed text is, then each node, in all texts.
-    at_each = (
-        np.empty((longest + 1, *cursors.shape), np.int64),
-        np.empty((longest + 1, *in_corpora.shape), np.int32),
-        np.empty((longest + 1, MAX_CONTEXT), np.int32),
-        np.empty((longest + 1, *at_first.shape), np.int64),
-        np.zeros(longest + 1, np.int64),
-    )
-    at_cursors, at_corpora, contexts, at, depths = borrowed(at_each)
+    if not all_open(library, slots):
+        return BAD_SLOT
+    library, learnt, sources, slots, budget, drafted = borrowed((library, learnt, sources, slots, budget, drafted))
+    judged, mixer = learnt.judged, learnt.mixer
+    room_made = (new_place(library, learnt), workspace())
+    first, work = borrowed(room_made)
+    # Where the committed text is, then each node.
+    places_made = new_places(first, longest + 1)
+    places = borrowed(places_made)
+    depths_made = np.zeros(longest + 1, np.int64)
+    depths = borrowed(depths_made)
     # What is known of each entry of the heap, in the order in which they were found.
     most_found = longest * MAX_CANDIDATES
     found_so_far = (
@@ -87,39 +78,26 @@ def draft_trees(
     )
     heap, mixed, kinds = borrowed(found_so_far)
     used = 0
-    offsets[0] = 0
-    for slot in slots:
-        if not is_open(sequences, slot):
-            return BAD_SLOT
+    drafted.offsets[0] = 0
     for row in range(len(slots)):
         slot = slots[row]
-        if judged.started[slot] == NOT_STARTED:
-            begin_reply(judged, slot, sequences[slot, HEAD_LENGTH])
-            begin(words, states, edges, sequences, generations, corpora, damaged, places, slot)
-        take_up(states, sequences, generations, places, slot, texts, cursors, in_corpora)
-        owner = judged.owner[slot]
-        at_cursors[0], at_corpora[0], contexts[0] = cursors, in_corpora, rankings.context[slot]
-        to_start(proposals, slot, at[0])
+        go_to_draft(library, learnt, slot, first)
+        copy_place(first, at_node(places, 0))
         most = min(longest, budget[row])
-        judged.drafted_run[slot] = judged.run[slot]
         nodes, waiting, order = 0, 0, 0
         parent, likelihood = ROOT, 1.0
         while nodes < most:
             here = parent + 1
             last = judged.last[slot] if parent == ROOT else int(judged.tokens[slot, parent])
-            rows, found = weigh(
-                words, states, edges, sequences, corpora, damaged, successors, table, ranking, owner, True,
-                proposals, mixer, texts, at_cursors[here], at_corpora[here], contexts[here], at[here], last, evidence,
-                candidates,
-            )  # fmt: skip
+            rows, found = weigh(library, learnt, slot, at_node(places, here), last, True, work)
             for j in range(found):
-                kind = kind_of(evidence, rows, candidates.tokens[j])
-                worth = trusted(judged, slot, kind, candidates.mixed[j])
+                kind = kind_of(work.evidence, rows, work.candidates.tokens[j])
+                worth = trusted(judged, slot, kind, work.candidates.mixed[j])
                 joint = likelihood * correct(mixer, judged.run[slot] + depths[here], worth)
                 if joint >= min_probability:
                     kinds[order] = kind
                     mixed[order] = worth
-                    push(heap, waiting, joint, order, candidates.tokens[j], parent)
+                    push(heap, waiting, joint, order, work.candidates.tokens[j], parent)
                     waiting += 1
                     order += 1
             if waiting == 0:
@@ -131,22 +109,18 @@ def draft_trees(
             judged.tokens[slot, nodes] = token
             judged.parents[slot, nodes] = parent
             judged.mixed[slot, nodes] = mixed[found_as]
-            tokens[used + nodes] = token
-            parents[used + nodes] = parent
-            probability[used + nodes] = likelihood
-            source[used + nodes] = sources[kinds[found_as]]
+            drafted.tokens[used + nodes] = token
+            drafted.parents[used + nodes] = parent
+            drafted.probability[used + nodes] = likelihood
+            drafted.source[used + nodes] = sources[kinds[found_as]]
             nodes += 1
             if nodes < most:
-                at_cursors[nodes], at_corpora[nodes] = at_cursors[parent + 1], at_corpora[parent + 1]
-                contexts[nodes], at[nodes], depths[nodes] = contexts[parent + 1], at[parent + 1], depths[parent + 1] + 1
-                advance_own(words, states, edges, sequences, texts, at_cursors[nodes], token)
-                follow_others(words, states, edges, sequences, texts, at_cursors[nodes], token)
-                follow_corpora(corpora, damaged, at_corpora[nodes], token)
-                follow_proposals(proposals, slot, at[nodes], token)
-                push_token(contexts[nodes], token)
+                copy_place(at_node(places, parent + 1), at_node(places, nodes))
+                depths[nodes] = depths[parent + 1] + 1
+                go_past(library, learnt, slot, at_node(places, nodes), token)
             parent = nodes - 1
         judged.considered[slot] = nodes
         used += nodes
-        offsets[row + 1] = used
-    hold((work, at_each, found_so_far))
+        drafted.offsets[row + 1] = used
+    hold((room_made, places_made, depths_made, found_so_far))
     return FINE

@@ -14,7 +14,7 @@ from freedraft.plugins.adjacency import NO_TOKEN, owners
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import REACH
-from freedraft.plugins.fusing import draft_batch, extend_batch
+from freedraft.plugins.fusing import Drafted, Learnt, draft_batch, extend_batch
 from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.indirect import no_successors
@@ -27,9 +27,10 @@ from freedraft.plugins.registry import rehearsed
 from freedraft.plugins.responses import GENERATIONS, Responses, copy_text, end_of_text, nothing_taken_in
 from freedraft.plugins.saving import Saving, full
 from freedraft.plugins.slots import check_one_each
-from freedraft.plugins.texts import NONE, no_places, padded
+from freedraft.plugins.texts import NONE, Library, no_places, padded
 from freedraft.plugins.threads import Threads
 from freedraft.retrieval.automaton import SuffixAutomata
+from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.growth import BAD_SLOT, BAD_TOKEN
 from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
@@ -69,10 +70,10 @@ class FusionSettings(OwnTextSettings):
     )
     scope: Literal["off", "engine"] = Field(
         "engine",
-        description="Whose replies a sequence is drafted from: `off` = its own text alone; `engine` = also the earlier "
-        "replies of this process, whoever asked for them, what the model ranked in them, and which token came where "
-        "another had come before. One user's reply can then speed up another's, and so betray by its timing that it "
-        "exists: choose `off` where tenants must not learn that of each other.",
+        description="Whose replies a sequence is drafted from: `off` = its own text alone; `engine` = also the other "
+        "replies of this process, those still written included, whoever asked for them, what the model ranked in them, "
+        "and which token came where another had come before. One user's reply can then speed up another's, and so "
+        "betray by its timing that it exists: choose `off` where tenants must not learn that of each other.",
     )
     learnt: Path | None = Field(
         None,
@@ -149,7 +150,7 @@ class Fusion:
     Peers take the longest match, or the best score, or give each source a share. Here the nested contexts of all texts
     are mixed into one probability for each candidate (see `mixing`), learnt online from every token that is committed
     after a sequence's first draft; what came before that is its prompt, and so is what comes after `end_reply`. Texts:
-    the sequence's own, earlier replies, the documents of indexes, and a reference that a request brings (`refer`).
+    the sequence's own, other replies, the documents of indexes, and a reference that a request brings (`refer`).
 
     Raises:
         ConfigError: a file of `learnt` that is none; a `save_learnt` or a `capture` that cannot be, see `Saving` and
@@ -212,6 +213,7 @@ class Fusion:
             self._judged = _grown(self._judged, most)
             self._taken_in = _grown(self._taken_in, most)
             self._judged.started[known:] = NOT_STARTED
+            self._taken_in.strand[known:] = NONE
             self._rankings = _grown(self._rankings, most)
         self._places.reference[slots] = NONE
         self._taken_in.strand[slots] = NONE
@@ -267,11 +269,9 @@ class Fusion:
         """As `Drafter.extend`; errors as `SuffixAutomata.extend`."""
         tokens = as_tokens(tokens)
         offsets = as_offsets(offsets, len(tokens), len(slots))
-        grown = self.automata
         status = extend_batch(
-            grown._words, grown._pool, grown._next_page, grown._sequences, self.responses.slots, self._corpora,
-            self._damaged, self._places, self._judged, self._taken_in, self._successors, self._table, self._rankings,
-            self._others.proposals, self.mixer, self.settings.shape == "tree", slots, tokens, offsets,
+            self._library(), self.automata._pool, self.automata._next_page, self._learnt(),
+            self.settings.shape == "tree", slots, tokens, offsets,
         )  # fmt: skip
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
@@ -281,9 +281,9 @@ class Fusion:
             replying = self._judged.started[slots] != NOT_STARTED
             self.saving.learnt(self.mixer, int(np.diff(offsets)[replying].sum()))
         self._drop_damaged()
+        self._others.extend(slots, tokens, offsets)
         if self.responses.full:
             self._rotate_replies()
-        self._others.extend(slots, tokens, offsets)
 
     def draft(self, slots: Int64, budget: Int32) -> Drafts:
         """As `Drafter.draft`: one chain or tree a sequence."""
@@ -291,27 +291,24 @@ class Fusion:
         if self.settings.drafters:
             self.automata.learning(slots)  # raises for a slot that is not open
             self._others.propose(slots, budget)
-        arrays = self.automata.arrays
+        library, learnt = self._library(), self._learnt()
         longest = self.settings.max_tokens
         least = max(self.settings.min_probability, self.floor)
-
         draft = draft_trees if self.settings.shape == "tree" else draft_batch
 
         def draft_rows(first: int, last: int) -> Drafts:
-            space = (last - first) * longest
-            tokens, parents = np.empty(space, np.int32), np.empty(space, np.int32)
-            probability, source = np.empty(space, np.float32), np.empty(space, np.uint8)
-            offsets = np.empty(last - first + 1, np.int64)
-            status = draft(
-                arrays.words, arrays.sequences, self.responses.slots, self._corpora, self._damaged, self._places,
-                self._judged, self._successors, self._table, self._rankings, self._others.proposals, self.mixer,
-                SOURCES, slots[first:last], budget[first:last], longest, least, tokens, parents, probability, source,
-                offsets,
-            )  # fmt: skip
+            drafted = _room(last - first, longest)
+            status = draft(library, learnt, SOURCES, slots[first:last], budget[first:last], longest, least, drafted)
             if status == BAD_SLOT:
                 raise InputError(f"slots: expected open ones, got {slots}")
-            used = int(offsets[-1])
-            return Drafts(tokens[:used], parents[:used], probability[:used], source[:used], offsets)
+            used = int(drafted.offsets[-1])
+            return Drafts(
+                drafted.tokens[:used],
+                drafted.parents[:used],
+                drafted.probability[:used],
+                drafted.source[:used],
+                drafted.offsets,
+            )
 
         # A row writes to what is its slot's alone.
         parts = self.threads.share(len(slots), draft_rows)
@@ -337,7 +334,7 @@ class Fusion:
         observe_batch(self._rankings, self._judged.considered, self._judged.parents, slots, ranked, offsets)
 
     def end_reply(self, slots: Int64) -> None:
-        """As `KeepsReplies.end_reply`: the replies become a source for others. Errors as `SuffixAutomata.close`."""
+        """As `KeepsReplies.end_reply`: the replies are a source for others now. Errors as `SuffixAutomata.close`."""
         self._keep_replies(slots)
         self._rotate_replies()
         self._others.end_reply(slots)
@@ -390,6 +387,30 @@ class Fusion:
         """
         self.mixer = read_mixer(Path(path))
 
+    def _library(self) -> Library:
+        words, sequences = self.automata.arrays
+        return Library(
+            words,
+            words.reshape(-1, STATE_WORDS),
+            words.reshape(-1, 2),
+            sequences,
+            self.responses.slots,
+            self._corpora,
+            self._damaged,
+            self._places,
+        )
+
+    def _learnt(self) -> Learnt:
+        return Learnt(
+            self._judged,
+            self._taken_in,
+            self._successors,
+            self._table,
+            self._rankings,
+            self._others.proposals,
+            self.mixer,
+        )
+
     def _take_up(self, learnt: Path | None) -> None:
         if learnt is None:
             return
@@ -411,6 +432,17 @@ class Fusion:
             automata[which] = padded([])[0]
             self._corpora = tuple(automata)
             self._places.corpora[:, which] = 0
+
+
+def _room(rows: int, longest: int) -> Drafted:
+    space = rows * longest
+    return Drafted(
+        np.empty(space, np.int32),
+        np.empty(space, np.int32),
+        np.empty(space, np.float32),
+        np.empty(space, np.uint8),
+        np.empty(rows + 1, np.int64),
+    )
 
 
 def _grown(arrays: Any, slots: int) -> Any:

@@ -85,10 +85,10 @@ def begin_reply(judged: Judged, slot: int, length: int) -> None:
 
 
 @kernel
-def being_written(judged: Judged) -> int:
-    """How many replies have begun and not ended. O(slots)."""
+def replies_among(judged: Judged, slots: Int64) -> int:
+    """In how many of these sequences a reply has begun."""
     replies = 0
-    for slot in range(len(judged.started)):
+    for slot in slots:
         replies += judged.started[slot] != NOT_STARTED
     return replies
 

@@ -107,7 +107,7 @@ class Pacer:
     """Steps without a draft that come first, for T of a plain step to be known."""
     GAIN_MEMORY = 0.995
     BELOW_LAST = 2.0
-    """How much smaller the odds of the floor are than those of what was left out last, for one sequence: a third."""
+    """The odds of what was left out last are this and one more times those of the floor, for one sequence."""
     ODD = 1.25
     """A trial that takes so many times what is expected, or as small a part, is soon repeated; so is one without a
     draft where the draft right behind it does so."""
@@ -115,8 +115,10 @@ class Pacer:
     """Steps until then."""
     AT_ONCE = 3
     """Odd trials in a row that may be repeated at once."""
-    MEMORY = 0.99
+    TRUST_MEMORY = 0.99
     """What of the account of how drafts did lately is left after a token that was verified, and after a step."""
+    TRUST_LEFT = 0.5
+    """What is left of it at least, however many tokens a step verified."""
     DOUBT = 5.0
     """Tokens that it takes for that account to count for as much as what drafts say of themselves."""
     MOST_ODD = 20
@@ -167,8 +169,8 @@ class Pacer:
 
     def _cut(self, drafts: Drafts, sequences: int, filled: int, padded: bool) -> Drafts:
         total = len(drafts.tokens)
-        self._expected *= self.MEMORY
-        self._accepted *= self.MEMORY
+        self._expected *= self.TRUST_MEMORY
+        self._accepted *= self.TRUST_MEMORY
         # A trial of two steps goes on; but where there was a prompt in the step, say, nothing was learnt.
         if not (self.spills and self._plain_in_a_row == 1 and not self._verifying):
             self._miss_trial()
@@ -292,10 +294,10 @@ class Pacer:
     def floor(self, sequences: int, most: int) -> float:
         """A probability below which hardly a token of the next draft is going to pay, so that none need be drafted.
 
-        It is less than the most that the last cut left out, in odds: a third of its odds for one sequence, and the part
-        `1 / (1 + 2 / sqrt(S))` for S, for the next cut is going to differ the less. Or the price of a token in a step that can gain nothing, where
-        T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried, in particular when it is
-        time to, and where drafts are uniform: what is not drafted saves nothing then.
+        It is below the most that the last cut left out, in odds: a third of its odds for one sequence, the part
+        `1 / (1 + 2 / sqrt(S))` for S, for the next cut is going to differ the less. Or the price of a token in a step
+        that can gain nothing, where T rises least, from `sequences` to `most` tokens on. 0 where anything may be tried,
+        in particular when it is time to, and where drafts are uniform: what is not drafted saves nothing then.
         """
         with self._lock:
             self._turn_to(sequences)
@@ -356,7 +358,7 @@ class Pacer:
         """Take in how drafts did that were verified; arguments as of `judge_nodes`."""
         with self._lock:
             expected, accepted = judge_nodes(probability, offsets, last, parents, self.calibration)
-            left = self.MEMORY ** len(probability)
+            left = max(self.TRUST_MEMORY ** len(probability), self.TRUST_LEFT)
             self._expected = left * self._expected + expected
             self._accepted = left * self._accepted + accepted
 
@@ -380,10 +382,9 @@ class Pacer:
 
         `step_ms` is T in milliseconds by tokens in the pass, for the batch size of now and drafts that are chains,
         `tree_ms` what a tree takes more (a guess until it was measured), `verified` and `trees` the steps that verified
-        a draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's, `trust` what
-        probabilities have been worth lately,
-        `calibration` the predicted and the observed share of right tokens, given that all before them were right, by
-        tenths of the prediction.
+        a draft and a tree, `gain` the tokens a second that are expected, as a multiple of plain decoding's, `trust`
+        what probabilities have been worth lately, `calibration` the predicted and the observed share of right tokens,
+        given that all before them were right, by tenths of the prediction.
         """
         with self._lock:
             return {

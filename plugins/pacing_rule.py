@@ -145,8 +145,8 @@ def best_part(
 
     Returns:
         bool `(t,)`, the tokens; how many of them are expected to be accepted; the highest probability of the others, as
-        it was told, 0 where there are none; what they bring beyond what their time is worth; that time, as a multiple of a step
-        without a draft; whether they are more than a chain in any row, which is not in the time; and g.
+        it was told, 0 where there are none; what they bring beyond what their time is worth; that time, as a multiple
+        of a step without a draft; whether they are more than a chain in any row, which is not in the time; and g.
     """
     more = sequences if padded else 1
     expected = trust * (expected_by_width(probability, offsets) if padded else expected_by_number(probability))

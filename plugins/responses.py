@@ -1,7 +1,8 @@
 """Replies of this process, in two generations of bounded size: when the young one is full, the old one goes.
 
-A reply is a strand of the young generation's automaton. Where several are being written, each is taken in as it grows,
-so that they can be drafted from one another; one that is alone when it has ended.
+A reply is a strand of the young generation's automaton (`growth.learn_strand`). Where several are being written, each
+is taken in as it grows, so that they can be drafted from one another; one that is alone when it has ended. What a reply
+repeats of itself then counts twice, in its own text and here, which the mixer learns to weigh.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import numpy as np
 from freedraft.plugins.evidence import SEPARATOR
 from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.edges import STATE_WORDS
-from freedraft.retrieval.growth import HEAD_LEARNING, HEAD_LENGTH, HEAD_ROOT, learn_strand, text_at
+from freedraft.retrieval.errors import CapacityError
+from freedraft.retrieval.growth import HEAD_LENGTH, HEAD_ROOT, learn_strand, text_at
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
 GENERATIONS = 2
 NONE = -1
-AT_ONCE = 64
+AT_ONCE = 32
 """Tokens of a reply that are taken in behind one step, at most, while it is written."""
 MOST_WRITTEN = 64
-"""Replies that are taken in while they are written, at most; where there are more, no reply is before it has ended."""
+"""Replies of one call that are taken in while they are written; of more, each is when it has ended."""
 
 
 class TakenIn(NamedTuple):
@@ -43,7 +45,7 @@ def nothing_taken_in() -> TakenIn:
 
 
 class Responses:
-    """Replies, kept as two texts in the automata that the sequences live in.
+    """Replies, kept in two of the automata that the sequences live in.
 
     Attributes:
         enabled: whether any are kept.
@@ -88,7 +90,13 @@ class Responses:
         )  # fmt: skip
 
     def rotate(self, taken_in: TakenIn) -> bool:
-        """Begin a new generation if the young one is full; True if so. Cursors in it are then the old one's."""
+        """Begin a new generation if the young one is full, or learns no more, and there is room for another.
+
+        The old one goes first, to make that room.
+
+        Returns:
+            True if so: cursors in the young one are then the old one's.
+        """
         if not self.enabled:
             return False
         young = self.slots[:1]
@@ -96,14 +104,26 @@ class Responses:
             return False
         if self.slots[1] != NONE:
             self._automata.close(self.slots[1:].copy())
-        self.slots[1] = self.slots[0]
-        self.slots[0] = self._new()
+            self.slots[1] = NONE
+        new = self._new()
+        if new == NONE:
+            # All memory is the sequences': better one generation that is full than none.
+            return False
+        self.slots[1], self.slots[0] = self.slots[0], new
         # What is being written goes on in the new one.
         taken_in.strand[taken_in.strand != NONE] = self.beginning[0, 0]
         return True
 
     def _new(self) -> int:
-        return int(self._automata.open(np.empty(0, np.int32), np.zeros(2, np.int64))[0])
+        """A text of nothing; `NONE` where there is no room for it."""
+        try:
+            slots = self._automata.open(np.empty(0, np.int32), np.zeros(2, np.int64))
+        except CapacityError:
+            return NONE
+        if not self._automata.learning(slots)[0]:
+            self._automata.close(slots)
+            return NONE
+        return int(slots[0])
 
 
 @kernel
@@ -127,12 +147,9 @@ def take_in(
         taken_in.length[slot] = started
     end = min(own[HEAD_LENGTH], taken_in.length[slot] + most)
     for position in range(taken_in.length[slot], end):
-        if header[HEAD_LEARNING] == 0:
-            break
         token = text_at(words, own, position)
         strand = learn_strand(words, states, edges, pool, next_page, header, taken_in.strand[slot], token)
         if strand == 0:
-            header[HEAD_LEARNING] = 0
             break
         taken_in.strand[slot] = strand
         taken_in.length[slot] = position + 1
@@ -157,13 +174,9 @@ def end_replies(
         slot = slots[i]
         if started[i] >= 0:
             whole = sequences[slot, HEAD_LENGTH]
-            take_in(
-                words, states, edges, pool, next_page, sequences, young, slot, started[i], taken_in, whole
-            )  # fmt: skip
-            if taken_in.length[slot] > started[i] and header[HEAD_LEARNING] != 0:
-                strand = taken_in.strand[slot]
-                if learn_strand(words, states, edges, pool, next_page, header, strand, SEPARATOR) == 0:
-                    header[HEAD_LEARNING] = 0
+            take_in(words, states, edges, pool, next_page, sequences, young, slot, started[i], taken_in, whole)
+            if taken_in.length[slot] > started[i]:
+                learn_strand(words, states, edges, pool, next_page, header, taken_in.strand[slot], SEPARATOR)
         taken_in.strand[slot] = NONE
 
 

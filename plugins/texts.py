@@ -1,6 +1,6 @@
 """The texts that fusion draws on, and a sequence's place in each.
 
-A sequence has its own text; earlier replies, in generations, which all sequences share; a reference of its own, if one
+A sequence has its own text; replies, in generations, which all sequences share; a reference of its own, if one
 was given; and corpora, mapped from disk. All but the corpora live in one arena of automata, as slots there.
 """
 
@@ -63,6 +63,30 @@ class Places(NamedTuple):
     reference: Int64
     others: Int64
     corpora: Int32
+
+
+class Library(NamedTuple):
+    """All texts that fusion draws on, as kernels read them.
+
+    Attributes:
+        words: int32, the arena of the automata; see `retrieval.memory`.
+        states: int32 `(n, STATE_WORDS)`, a view of it.
+        edges: int32 `(n, 2)`, likewise.
+        sequences: int32 `(slots, fields)`, a header a text of the arena.
+        generations: int64 `(GENERATIONS,)`, the slots of replies, `NONE` where there are none.
+        corpora: from disk.
+        damaged: int64 `(1,)`, 1 + the corpus that turned out to be damaged, 0 = none.
+        places: where sequences are in them.
+    """
+
+    words: Int32
+    states: Int32
+    edges: Int32
+    sequences: Int32
+    generations: Int64
+    corpora: tuple[Automaton, ...]
+    damaged: Int64
+    places: Places
 
 
 def padded(automata: list[Automaton]) -> tuple[Automaton, ...]:

@@ -20,7 +20,7 @@ from freedraft.retrieval.ragged import Int32
 LENGTH = 0  # tokens of its longest string
 LINK = 1  # suffix link: the state of the longest proper suffix that is not in this state; 0 above the root
 COUNT = 2  # occurrences whose next token is known
-RECENT = 3  # position of the last token of the most recent of those occurrences
+RECENT = 3  # position of the last token of the most recent of those occurrences; of strands, the token behind it
 TOKEN = 4  # inline edge: the likeliest next token (ties: the most recent), NO_TOKEN = no edge at all
 TARGET = 5
 ORIGIN = 6  # position of the last token of the first occurrence << BEST_BITS | occurrences of TOKEN, saturated

@@ -264,21 +264,27 @@ def learn_token(
 def learn_strand(
     words: Int32, states: Int32, edges: Int32, pool: Int32, next_page: Int32, header: Int32, end: int, token: int
 ) -> int:
-    """Append a token to one of several strands: texts that grow side by side in one automaton.
+    """Append a token to one of several strands: texts that grow side by side in one generalized suffix automaton.
 
-    A strand is named by the state of all of it, at first the root. No text is kept: `RECENT` is the token that followed
-    last, in whichever strand, and `ORIGIN` and `HEAD_MATCH` tell nothing.
+    Source: Blumer et al. 1987, "Complete inverted files for efficient text retrieval and analysis", of whole texts;
+    here any of them may go on at any time. A strand is named by the state of all of it, at first the root. No text is
+    kept: `RECENT` is the token that followed last, in whichever strand, and `HEAD_MATCH` and the position in `ORIGIN`
+    tell nothing. So such an automaton is for kernels alone, not for `SuffixAutomata.contexts`.
 
     Returns:
         The state of the strand with the token; 0, with nothing changed, when the automaton can learn no more.
     """
+    if header[HEAD_LEARNING] == 0:
+        return 0
     if header[HEAD_LENGTH] == pool[POOL_MAX_LENGTH]:
+        header[HEAD_LEARNING] = 0
         return 0
     current = 0
     if find_edge(words, states, edges, end, token) == 0:
         length = states[end, LENGTH] + 1
         current = new_state(words, states, pool, next_page, header, length, header[HEAD_LENGTH])
         if current == 0:
+            header[HEAD_LEARNING] = 0
             return 0
     header[HEAD_LENGTH] += 1
     return link_in(words, states, edges, pool, next_page, header, end, current, token, token, True)

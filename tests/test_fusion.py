@@ -122,8 +122,11 @@ def test_the_separator_is_never_drafted():
 
 
 def test_a_batch_is_as_each_sequence_alone():
-    """One call for many rows does what a call for each row, in order, does: drafts and all that is learnt."""
-    together, apart = fusion(), fusion()
+    """One call for many rows does what a call for each row, in order, does: drafts and all that is learnt.
+
+    Where replies are no source for one another, as they are in a batch.
+    """
+    together, apart = fusion(scope="off"), fusion(scope="off")
     slots = together.open(*ragged(MIXED))
     alone = [apart.open(*ragged([text])) for text in MIXED]
     source = np.random.default_rng(0)
@@ -171,8 +174,7 @@ def test_drafts_depend_on_the_committed_text_alone(text, data):
     """However a prompt came, and however often a sequence was dropped and built anew."""
     made = fusion(scope="engine")
     run_request(made, text[:10], text, piece=7)  # so that there are earlier replies
-    first = made.open(*ragged([text]))
-    expected = parts(made.draft(first, budgets(1)))
+    expected = parts(made.draft(made.open(*ragged([text])), budgets(1)))
     slots = made.open(*ragged([[]]))
     for piece in data.draw(strategies.pieces(text)):
         made.extend(slots, *ragged([piece]))
@@ -180,7 +182,6 @@ def test_drafts_depend_on_the_committed_text_alone(text, data):
     # Learning is put aside: it goes on with every committed token of a reply, and is shared.
     learnt = type(made.mixer)(*(array.copy() for array in made.mixer))
     successors = made._successors.copy()
-    made.close(np.concatenate([slots, first]))  # of several that are written at once each is a source for the others
     grown = made.open(*ragged([text[:3]]))
     for token in text[3:]:
         made.draft(grown, budgets(1))
@@ -289,10 +290,10 @@ class TestScope:
         made.draft(slots, budgets(len(slots)))
         made.extend(slots, *ragged([REPLY] * len(slots)))
         assert not made.automata.lengths(made.responses.slots[:1])[0]
-        made.close(slots[:1])
-        made.extend(slots[1:], *ragged([[1]] * MOST_WRITTEN))
-        known = len(REPLY) + 1 + min(AT_ONCE, len(REPLY) + 1) * MOST_WRITTEN
-        assert made.automata.lengths(made.responses.slots[:1])[0] == known
+        for turn in (1, 2):
+            made.extend(slots[1:], *ragged([[turn]] * MOST_WRITTEN))
+            known = min(turn * AT_ONCE, len(REPLY) + turn) * MOST_WRITTEN
+            assert made.automata.lengths(made.responses.slots[:1])[0] == known
 
     def test_a_generation_that_is_full_makes_room_while_replies_are_written(self):
         made = fusion(memory="64MiB", response_tokens=1000)

@@ -265,6 +265,19 @@ class TestTrust:
             )
         assert pacer.trust > 0.9
 
+    def test_calibrated_drafts_are_believed_on_the_whole(self):
+        source = np.random.default_rng(0)
+        for rows in (1, 64):
+            pacer = told(0.1)
+            drafts = chains([[0.8, 0.56, 0.45]] * rows)
+            seen = []
+            for _ in range(2000):
+                right = (np.cumprod(source.random((rows, 3)) < [0.8, 0.7, 0.8036], axis=1)).sum(axis=1)
+                pacer.cut(Drafts.empty(1), 1)
+                pacer.judge(drafts.probability, drafts.offsets, right - 1)
+                seen.append(pacer.trust)
+            assert np.mean(seen) > 0.94
+
     def test_where_less_was_right_less_is_verified(self):
         believed, doubted = told(0.1), self.judged(1)
         assert 0.4 < doubted.trust < 0.6

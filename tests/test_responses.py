@@ -161,6 +161,24 @@ def test_a_young_generation_that_found_no_memory_turns_over(taken_in):
     assert automata.memory_used <= 2**17
 
 
+@pytest.mark.parametrize("what", ["memory", "texts"])
+def test_a_generation_is_kept_where_there_is_no_room_for_another(taken_in, what):
+    automata = SuffixAutomata(memory=2**17)
+    responses = Responses(automata, 10)
+    add(automata, responses, taken_in, [1] * 20, 0)
+    young = responses.slots[0]
+    if what == "memory":
+        held = automata.open(*ragged([np.random.default_rng(0).integers(0, 99, 50_000).tolist()]))
+    else:
+        held = automata.open(*ragged([[]] * (2**17 // 2**14 - 1)))
+    assert not responses.rotate(taken_in)
+    assert responses.slots.tolist() == [young, NONE]
+    assert times(automata, young, [1] * 5) == 16
+    automata.close(held)
+    assert responses.rotate(taken_in)
+    assert responses.slots[1] == young
+
+
 def test_none_are_kept_when_there_is_no_room(automata, taken_in):
     responses = Responses(automata, 0)
     assert not responses.enabled

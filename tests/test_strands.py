@@ -159,3 +159,11 @@ def test_it_ends_where_there_is_no_room(bounds):
         known += 1
     assert 0 < known < 20_000
     assert made.header[HEAD_LENGTH] == known
+    for strand in range(STRANDS):
+        assert not made.append(strand, 1)
+    _, states, _ = made.arrays
+    for string in made.substrings():
+        # The last token of an automaton that found no room half-way may lack edges.
+        state = made.state(string)
+        assert state != 0 or string[-1:] == tuple(made.texts[(known - 1) % STRANDS][-1:])
+        assert states[state, COUNT] <= len(made.followed.get(string, []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from typing import Any
 
@@ -95,7 +96,7 @@ def step(drafted: list[int], seed: int) -> tuple[Any, Any]:
     return metadata, logits
 
 
-def both(metadata: Any, logits: Any, sampling_metadata: Any, seed: int = 0) -> tuple[Any, Any, int]:
+def both(metadata: Any, logits: Any, sampling_metadata: Any, seed: int = 0, ours: Any = None) -> tuple[Any, Any, int]:
     """What vLLM's rejection sampler gives, what the shortened one does, and how often that asked vLLM's."""
     import torch
     from vllm.v1.sample.rejection_sampler import RejectionSampler
@@ -115,7 +116,7 @@ def both(metadata: Any, logits: Any, sampling_metadata: Any, seed: int = 0) -> t
     torch.manual_seed(seed)
     expected = own(sampler, metadata, None, logits.clone(), sampling_metadata)
     torch.manual_seed(seed)
-    found = shortened(counted)(sampler, metadata, None, logits.clone(), sampling_metadata)
+    found = (ours or shortened)(counted)(sampler, metadata, None, logits.clone(), sampling_metadata)
     return expected, found, asked
 
 
@@ -127,6 +128,41 @@ def test_greedy_rows_get_vllms_tokens(drafted: list[int], seed: int) -> None:
     assert found.sampled_token_ids.dtype == expected.sampled_token_ids.dtype
     assert found.sampled_token_ids.tolist() == expected.sampled_token_ids.tolist()
     assert asked == 0
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "a view"])
+def test_logits_of_another_form(form: str) -> None:
+    import torch
+
+    metadata, logits = step([2, 0, 5, 1], 7)
+    wide = torch.cat([logits, logits + 100.0], dim=1)
+    expected, found, asked = both(
+        metadata, logits.to(torch.bfloat16) if form == "bfloat16" else wide[:, :VOCABULARY], sampling(4)
+    )
+    assert asked == 0
+    assert found.sampled_token_ids.tolist() == expected.sampled_token_ids.tolist()
+
+
+def test_a_failure_of_the_short_way_costs_the_short_way_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from freedraft.integrations.vllm import verification
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(verification, "verify_greedy", fail)
+    made: list[Any] = []
+
+    def once(forward: Any) -> Any:
+        made.append(verification.shortened(forward) if not made else made[0])
+        return made[0]
+
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        for seed in range(3):
+            expected, found, _ = both(*step([2, 1], seed), sampling(2), ours=once)
+            assert found.sampled_token_ids.tolist() == expected.sampled_token_ids.tolist()
+    assert len(caplog.records) == 1
 
 
 def test_a_step_without_a_draft_is_sampled_as_vllm_does() -> None:
@@ -164,6 +200,22 @@ class MinTokens:
         return logits
 
 
+class Thinking:
+    """Stands in for vLLM's budget of tokens to think with."""
+
+    def __init__(self, requests: bool) -> None:
+        self.requests = requests
+
+    def has_tracked_requests(self) -> bool:
+        return self.requests
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """There is none."""
+
+    def apply_to_logits(self, logits: Any, *args: Any, **kwargs: Any) -> Any:
+        return logits
+
+
 class Unknown(MinTokens):
     """A processor that has nothing of the kind."""
 
@@ -183,6 +235,8 @@ class Unknown(MinTokens):
         ("min_tokens", True),
         ("no min_tokens", False),
         ("a processor", True),
+        ("thinking", True),
+        ("no thinking", False),
     ],
 )
 def test_what_changes_the_order_of_logits_is_left_to_vllm(what: str, is_asked: bool) -> None:
@@ -203,12 +257,22 @@ def test_what_changes_the_order_of_logits_is_left_to_vllm(what: str, is_asked: b
         "min_tokens": {"logitsprocs": LogitsProcessors([MinTokens(request=4)])},  # type: ignore[list-item]
         "no min_tokens": {"logitsprocs": LogitsProcessors([MinTokens()])},  # type: ignore[list-item]
         "a processor": {"logitsprocs": LogitsProcessors([Unknown()])},  # type: ignore[list-item]
+        "thinking": {"thinking_budget_state_holder": Thinking(True)},
+        "no thinking": {"thinking_budget_state_holder": Thinking(False)},
     }
     metadata, logits = step([2, 3], 3)
     drafts = metadata.draft_token_ids.tolist()
     _, found, asked = both(metadata, logits, sampling(2, spec_token_ids=[drafts[:2], drafts[2:]], **changed[what]))
     assert (asked == 1) == is_asked
     assert found.sampled_token_ids.shape == (2, 4)
+
+
+def test_log_probabilities_of_some_tokens_are_left_to_vllm() -> None:
+    """With which its rejection sampler (0.32) fails where there are drafts."""
+    from freedraft.integrations.vllm.verification import keeps_order
+
+    assert keeps_order(sampling(2))
+    assert not keeps_order(sampling(2, logprob_token_ids={0: [1, 2]}))
 
 
 def test_rates_of_acceptance_that_were_told_are_left_to_vllm() -> None:
@@ -219,6 +283,17 @@ def test_rates_of_acceptance_that_were_told_are_left_to_vllm() -> None:
 
     metadata, logits = step([0, 0], 4)
     assert shortened(lambda *_: "vLLM's")(Synthetic(), metadata, None, logits, sampling(2)) == "vLLM's"
+
+
+def test_a_rejection_sampler_of_another_form_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.rejection_sampler import RejectionSampler
+
+    def forward(self: Any, metadata: Any, draft_probs: Any, target_logits: Any, bonus_token_ids: Any) -> None:
+        """As in an earlier vLLM."""
+
+    monkeypatch.setattr(RejectionSampler, "forward", forward)
+    Proposer(vllm_config())
+    assert RejectionSampler.forward is forward
 
 
 def test_a_proposer_takes_the_short_way_once_and_not_where_it_is_told_not_to() -> None:
@@ -232,3 +307,5 @@ def test_a_proposer_takes_the_short_way_once_and_not_where_it_is_told_not_to() -
     assert first is not own
     Proposer(vllm_config())
     assert RejectionSampler.forward is first
+    Proposer(vllm_config({"vllm": {"short_verification": False}}))
+    assert RejectionSampler.forward is own

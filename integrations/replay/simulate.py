@@ -221,7 +221,7 @@ def _step(
     whole = drafter.draft(slots, budget)
     drafts = whole if pacer is None else pacer.cut(whole, len(running), padded=padded)
     outcome.drafting_seconds += perf_counter() - started
-    right = np.array([[-1, *_path(whole, i, one)][-1] for i, one in enumerate(running)])
+    right = np.array([_last(_path(whole, i, one)) for i, one in enumerate(running)])
     judge_nodes(whole.probability, whole.offsets, right, whole.parents, outcome.calibration)
     matches = texts.match_lengths(own).tolist()
     accepted = np.zeros(len(running), np.int32)
@@ -232,7 +232,7 @@ def _step(
         row = drafts.row(i)
         _count(outcome, drafts, row, path, matches[i])
         accepted[i] = len(path)
-        last[i] = path[-1] if path else -1
+        last[i] = _last(path)
         committed.append(one.reply[one.place : one.place + len(path) + 1])
         one.place += len(path) + 1
     if pacer is not None:
@@ -268,6 +268,10 @@ def _path(drafts: Drafts, i: int, one: _Running) -> list[int]:
             path.append(node)
             last, place = node, place + 1
     return path
+
+
+def _last(path: list[int]) -> int:
+    return path[-1] if path else -1
 
 
 def _count(outcome: Outcome, drafts: Drafts, row: slice, path: list[int], match: int) -> None:

@@ -202,7 +202,7 @@ class BatchDrafting:
     def _open_and_close(self, step: Step) -> None:
         """Open what is new; close what has ended, until `step_tokens` tokens of it are reached in this step.
 
-        A reply becomes a source for others when it is closed, which costs as much as taking it in did.
+        What of a reply is no source for others yet becomes one when it is closed, which costs as much as taking it in.
         """
         if len(step.closed):
             self._ending.extend(zip(self._slots[step.closed].tolist(), self._held[step.closed].tolist(), strict=True))

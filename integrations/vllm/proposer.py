@@ -18,7 +18,7 @@ from freedraft.integrations.vllm.metrics import MetricsFile, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
 from freedraft.integrations.vllm.tap import LogitsTap, MadeUpRankings, RankingSource
-from freedraft.integrations.vllm.verification import shorten_verification
+from freedraft.integrations.vllm.verification import restore_verification, shorten_verification
 from freedraft.integrations.vllm.workarounds import mend_sampling_on_cpu
 from freedraft.plugins.base import Drafter
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
@@ -62,8 +62,7 @@ class Proposer:
         self._pacer: Pacer | None = None
         config = configuration(vllm_config.additional_config)
         self.settings = validate_settings(VllmSettings, config.sections.get("vllm", {}), "vllm")
-        if self.settings.short_verification:
-            shorten_verification()
+        (shorten_verification if self.settings.short_verification else restore_verification)()
         if self._idle:
             logger.info("freedraft: drafts come from tensor-parallel rank 0; this rank has nothing to do")
             return

@@ -24,11 +24,12 @@ class VllmSettings(Settings):
     idle_steps: int = Field(
         8,
         ge=0,
-        description="Engine steps that a sequence may be in no row before it is closed; only then is its reply a "
-        "source of drafts for others.",
+        description="Engine steps that a sequence may be in no row before it is closed; the reply of one that "
+        "was alone is a source of drafts for others only then.",
     )
     short_verification: bool = Field(
         True,
         description="Let steps without a draft, and on a CPU those that decode greedily, take a shorter way through "
-        "vLLM's verification, to the same tokens.",
+        "vLLM's verification, for the whole process: the same greedy or seeded tokens, and others of the same "
+        "distribution.",
     )

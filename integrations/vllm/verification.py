@@ -7,12 +7,15 @@ vLLM verifies in each step as if every row had a draft and might sample. Two cas
   found once, where the logits are, instead of copying them, twice for the positions of drafts. On a GPU this is left to
   vLLM, whose kernels need no copy back to the host.
 
-Anything else is vLLM's own.
+Greedy tokens, and those of requests with a seed, are the same as the long way's; others have the same distribution.
+Anything else is vLLM's own, and so is everything after a failure here.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +24,10 @@ import numpy as np
 from freedraft.retrieval.jit import kernel
 from freedraft.retrieval.ragged import Int32, Int64
 
+logger = logging.getLogger("freedraft")
+
+ARGUMENTS = ["metadata", "draft_probs", "logits", "sampling_metadata"]
+"""What vLLM's rejection sampler is called with, as far as it is known here."""
 REJECTED = -1
 """What vLLM writes in place of tokens behind the last one of a row."""
 
@@ -32,9 +39,14 @@ def shorten_verification() -> None:
     """
     try:
         from vllm.v1.sample.rejection_sampler import RejectionSampler
+        from vllm.v1.sample.sampler import Sampler
 
         forward = RejectionSampler.forward
+        known = [*inspect.signature(forward).parameters][1:] == ARGUMENTS
+        known &= "predict_bonus_token" in inspect.signature(Sampler.forward).parameters
     except (ImportError, AttributeError):
+        return
+    if not known:
         return
     one = np.zeros(1, np.int64)
     accept_greedy(one, one, one, one, one, np.zeros((1, 1), np.int32))
@@ -42,21 +54,45 @@ def shorten_verification() -> None:
         RejectionSampler.forward = shortened(forward)
 
 
+def restore_verification() -> None:
+    """Take vLLM's own way again, in this process."""
+    try:
+        from vllm.v1.sample.rejection_sampler import RejectionSampler
+
+        if hasattr(RejectionSampler.forward, "shortened"):
+            RejectionSampler.forward = RejectionSampler.forward.__wrapped__
+    except (ImportError, AttributeError):
+        return
+
+
 def shortened(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`RejectionSampler.forward`, but the two cases above are not left to it."""
+    failed = False
+
+    def verified_greedy(sampler: Any, metadata: Any, logits: Any, sampling_metadata: Any) -> Any:
+        """None where it does not apply, or failed, once and for all."""
+        nonlocal failed
+        if failed:
+            return None
+        try:
+            if logits.device.type == "cpu" and keeps_order(sampling_metadata):
+                return verify_greedy(sampler, metadata, logits)
+        except Exception:
+            failed = True
+            logger.exception("freedraft: the short way through verification failed; vLLM's own is taken from now on")
+        return None
 
     @functools.wraps(forward)
-    def shorter(
-        sampler: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def shorter(this: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any) -> Any:
         # In synthetic mode, for measurements, drafts are accepted at a rate that was told.
-        if not getattr(sampler, "synthetic_mode", False):
+        if not getattr(this, "synthetic_mode", False):
             if not any(metadata.num_draft_tokens):
                 # As vLLM calls it for what follows a draft.
-                return sampler.sampler(logits=logits, sampling_metadata=sampling_metadata, predict_bonus_token=True)
-            if logits.device.type == "cpu" and keeps_order(sampling_metadata):
-                return verify_greedy(sampler.sampler, metadata, logits)
-        return forward(sampler, metadata, draft_probs, logits, sampling_metadata, *args, **kwargs)
+                return this.sampler(logits=logits, sampling_metadata=sampling_metadata, predict_bonus_token=True)
+            verified = verified_greedy(this.sampler, metadata, logits, sampling_metadata)
+            if verified is not None:
+                return verified
+        return forward(this, metadata, draft_probs, logits, sampling_metadata)
 
     shorter.shortened = True  # type: ignore[attr-defined]
     return shorter
@@ -77,7 +113,7 @@ def keeps_order(sampling_metadata: Any) -> bool:
             and sampling_metadata.allowed_token_ids_mask is None
             and not sampling_metadata.bad_words_token_ids
             and (thinking is None or not thinking.has_tracked_requests())
-            # The one that vLLM has besides drafts; it only acts on requests with `min_tokens`.
+            # With drafts vLLM has one processor of logits, which only acts on requests with `min_tokens`.
             and all(not one.min_toks for one in sampling_metadata.logitsprocs.non_argmax_invariant)
         )
     except AttributeError:
