@@ -366,10 +366,11 @@ class Pacer:
     def trust(self) -> float:
         """What probabilities are worth just now, as a share of what they say, 1 at most.
 
-        Where less was right lately than was expected, as when requests of another kind come, drafts are cut the
-        shorter until their drafter has learnt better.
+        Where less was right lately than was expected, by more than the standard deviation of a count, as when requests
+        of another kind come, drafts are cut the shorter until their drafter has learnt better.
         """
-        return min((self._accepted + self.DOUBT) / (self._expected + self.DOUBT), 1.0)
+        chance = math.sqrt(self._expected)
+        return min((self._accepted + chance + self.DOUBT) / (self._expected + self.DOUBT), 1.0)
 
     @property
     def decisions(self) -> dict[str, int]:

@@ -276,11 +276,11 @@ class TestTrust:
                 pacer.cut(Drafts.empty(1), 1)
                 pacer.judge(drafts.probability, drafts.offsets, right - 1)
                 seen.append(pacer.trust)
-            assert np.mean(seen) > 0.94
+            assert np.mean(seen) > 0.98
 
     def test_where_less_was_right_less_is_verified(self):
-        believed, doubted = told(0.1), self.judged(1)
-        assert 0.4 < doubted.trust < 0.6
+        believed, doubted = told(0.1), self.judged(0)
+        assert 0.2 < doubted.trust < 0.3
         few, many = (len(pacer.cut(self.drafted, 1).tokens) for pacer in (doubted, believed))
         assert 0 < few < many
         assert doubted.floor(1, 8) > believed.floor(1, 8)
@@ -305,8 +305,8 @@ class TestTrust:
             pacer.judge(tree.probability, tree.offsets, np.array([4, 0]), tree.parents)
         assert pacer.trust == 1.0
         for _ in range(60):
-            pacer.judge(tree.probability, tree.offsets, np.array([2, -1]), tree.parents)
-        assert 0.85 < pacer.trust < 1.0
+            pacer.judge(tree.probability, tree.offsets, np.array([0, -1]), tree.parents)
+        assert 0.4 < pacer.trust < 0.6
 
     def test_uniform_drafts_are_doubted_too(self):
         pacer = told(0.2)
