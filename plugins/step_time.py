@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ class StepTime:
     each from all, and nothing seems free because of one lucky step.
 
     They are the weighted least squares solution (non-negative, by coordinate descent; errors relative) of all steps,
-    whose weights fade, and a weak prior. A step that takes much longer or shorter than expected counts at most by a
+    whose weights fade, and a prior, which weighs the more the noisier the steps are. A step that takes much longer or shorter than expected counts at most by a
     part of that. The speed learns from every step; the shape only from the first steps of a size in a row, set against
     the latest few: one more that is slower than those before it tells of the machine.
 
@@ -61,6 +62,9 @@ class StepTime:
     """Steps that tell the machine's speed of just now."""
     TELLING = 2
     """Steps of one size in a row of which the shape learns."""
+    NOISE = 0.03
+    """A relative error of steps for which the prior weighs twice as much as without any."""
+    NOISE_RATE = 0.1
 
     told = False
 
@@ -82,6 +86,9 @@ class StepTime:
         self._lately: list[float] = []
         self._last = (0, 0, False)
         self._run = 0
+        # The mean square of the relative errors, by steps of one size right after another.
+        self._noise = 0.0
+        self._last_seconds = 0.0
         self._most_drafted = 0
         # By kind (no draft, chains, a tree): how the last one surprised, and whether another, since, did not.
         self._surprises = [0, 0, 0]
@@ -104,8 +111,13 @@ class StepTime:
             self.speed = median(self._first)
         ratio = seconds / (expected * (median(self._lately) if self._lately else self.speed))
         kind = (sequences, drafted, tree)
-        self._run = self._run + 1 if kind == self._last else 1
-        self._last = kind
+        if kind == self._last:
+            self._run += 1
+            surprise = min(abs(math.log(seconds / self._last_seconds)), math.log(self.SURPRISE))
+            self._noise += self.NOISE_RATE * (surprise**2 / 2 - self._noise)
+        else:
+            self._run = 1
+        self._last, self._last_seconds = kind, seconds
         if self._run <= self.TELLING:
             most = self._believed(2 if tree else int(drafted > 0), ratio)
             self._learn(sequences, drafted, tree, expected, min(max(ratio, 1 / most), most))
@@ -150,7 +162,7 @@ class StepTime:
             self.FADE,
             self._squares,
             self._products,
-            self._trust,
+            self._trust * (1.0 + self._noise / self.NOISE**2),
             self._prior,
             self._parameters,
         )

@@ -567,6 +567,13 @@ class Fusing:
         """What was committed behind them."""
         self.bias: dict[int, float] = {}
         self.run = self.drafted_run = 0
+        self.tied = False
+        """Two candidates were so nearly equal that the order of a sum decides which is likelier."""
+
+    def _likeliest(self, candidates: list[Candidate]) -> Candidate:
+        best = max(candidates, key=lambda candidate: candidate.mixed)
+        self.tied |= any(abs(one.mixed - best.mixed) < 1e-9 for one in candidates if one.token != best.token)
+        return best
 
     def evidence(self, drafted: Sequence[int] = ()) -> list[Evidence]:
         before = [*self.text, *drafted]
@@ -607,7 +614,7 @@ class Fusing:
         if not candidates:
             self.run = 0
         else:
-            best = max(candidates, key=lambda candidate: candidate.mixed)
+            best = self._likeliest(candidates)
             kind = _kind(evidence, best.token)
             right = best.token == token
             self.bias[kind] = self.bias.get(kind, 0.0) + 0.05 * (right - self._trusted(kind, best.mixed))
@@ -630,7 +637,7 @@ class Fusing:
             candidates = self.mixing.predict(evidence, [-1, *self.text, *tokens][-1])
             if not candidates:
                 break
-            token, mixed, *_ = max(candidates, key=lambda candidate: candidate.mixed)
+            token, mixed, *_ = self._likeliest(candidates)
             mixed = self._trusted(_kind(evidence, token), mixed)
             self.considered.append((token, float32(mixed)))
             likelihood *= self.mixing.correct(self.run + len(tokens), mixed)

@@ -134,11 +134,13 @@ def test_equals_naive(prompt: list[int], steps: list[Any], budget: int, least: f
             expected.proposals.append(list(zip(*columns, strict=True)))
         drafts = ours.draft(slots, np.array([budget], np.int32))
         tokens, probabilities = expected.draft(budget, least)
+        assume(not expected.tied)
         assert drafts.tokens.tolist() == tokens
         assert drafts.probability == pytest.approx(probabilities, rel=1e-5)
         ours.extend(slots, *ragged([committed]))
         if committed:
             expected.extend(committed)
+        assume(not expected.tied)
     assert_same_knowledge(ours.mixer, mixing)
 
 
