@@ -38,9 +38,10 @@ class StepTime:
     each from all, and nothing seems free because of one lucky step.
 
     They are the weighted least squares solution (non-negative, by coordinate descent; errors relative) of all steps,
-    whose weights fade, and a prior, which weighs the more the noisier the steps are. A step that takes much longer or shorter than expected counts at most by a
-    part of that. The speed learns from every step; the shape only from the first steps of a size in a row, set against
-    the latest few: one more that is slower than those before it tells of the machine.
+    whose weights fade, and a prior, which weighs the more the noisier the steps are. A step that takes much longer or
+    shorter than expected counts at most by a part of that. The speed learns from every step; the shape only from the
+    first steps of a size in a row, set against the latest few: one more that is slower than those before it tells of
+    the machine.
 
     Attributes:
         told: it was not measured, and never is.

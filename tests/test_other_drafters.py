@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from drafters import MALFORMED, Branching, Malformed, Scripted, tree
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from mixer_twin import assert_same_knowledge, twin
 from scripted import Decoding, RankingTarget
