@@ -264,7 +264,7 @@ def expected_time(parameters: Float64, sequences: int, drafted: int, tree: bool,
 @kernel
 def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, Int64, Float64]:
     """See `StepTime.knots`."""
-    plain = (features_of(sequences, 0, False, least) * parameters).sum()
+    plain = expected_time(parameters, sequences, 0, False, least)
     count = len(BENDS)
     grid = np.empty(count + 1, np.int64)
     shape = np.empty(count + 1)
@@ -273,7 +273,7 @@ def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, In
     for i in range(1, count + 1):
         drafted = BENDS[i] * least if i < count else FAR
         grid[i] = sequences + drafted
-        shape[i] = (features_of(sequences, drafted, False, least) * parameters).sum()
+        shape[i] = expected_time(parameters, sequences, drafted, False, least)
     return plain, grid, shape
 
 
