@@ -117,6 +117,19 @@ class TestStepTime:
         assert time.cost(1, 8) == pytest.approx(1.8, rel=0.1)
         assert time.speed == pytest.approx(0.05, rel=0.3)
 
+    def test_the_noisier_the_steps_the_more_the_prior_counts(self):
+        """Of drafts that seem to cost nothing."""
+        foreseen = []
+        for noise in (1.0, 1.1, 1.3):
+            time = StepTime(0.03, 8)
+            for i in range(42):
+                time.record(8, 0, 0.07 * noise ** (i % 3 - 1))
+            for drafted in (8, 9, 8, 9):
+                time.record(8, drafted, 0.07)
+            foreseen.append(time.cost(8, 8))
+        quiet, noisy, noisiest = foreseen
+        assert 1.0 <= quiet < noisy < noisiest <= StepTime(0.03, 8).cost(8, 8)
+
     def test_a_poor_draft_that_was_lucky_is_not_free(self):
         """Each number of tokens was seen a few times only; the one that went fast by chance does not stand out."""
         time, source = StepTime(0.03), np.random.default_rng(3)
