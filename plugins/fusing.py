@@ -59,6 +59,7 @@ from freedraft.retrieval.growth import (
     learn_token,
 )
 from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
@@ -240,33 +241,24 @@ def weigh(
 
 
 @kernel
-def extend_batch(
-    library: Library,
-    pool: Int32,
-    next_page: Int32,
-    learnt: Learnt,
-    wide: bool,
-    slots: Int64,
-    tokens: Int32,
-    offsets: Int64,
-) -> int:
+def extend_batch(texts: Lent[tuple[Library, Learnt]], wide: bool, slots: Int64, tokens: Int32, offsets: Int64) -> int:
     """Append a ragged batch, learning from it where the reply has begun; FINE, or BAD_SLOT or BAD_TOKEN.
 
     Replies that go on in the same call are a source for one another.
 
     Args:
-        pool, next_page: of the arena; see `retrieval.memory`.
+        texts: with what was learnt.
         wide: as in `weigh`, and as the drafts are made.
     """
+    library, learnt = borrowed(texts.arrays)
     for token in tokens:
         if token < 0:
             return BAD_TOKEN if all_open(library, slots) else BAD_SLOT
     if not all_open(library, slots):
         return BAD_SLOT
-    library, pool, next_page, learnt, slots, tokens, offsets = borrowed(
-        (library, pool, next_page, learnt, slots, tokens, offsets)
-    )
-    words, states, edges, sequences = library.words, library.states, library.edges, library.sequences
+    slots, tokens, offsets = borrowed((slots, tokens, offsets))
+    words, pool, next_page = library.words, library.pool, library.next_page
+    states, edges, sequences = library.states, library.edges, library.sequences
     judged, mixer = learnt.judged, learnt.mixer
     room_made = (new_place(library, learnt), workspace())
     place, work = borrowed(room_made)
@@ -321,8 +313,7 @@ def extend_batch(
 
 @kernel
 def draft_batch(
-    library: Library,
-    learnt: Learnt,
+    texts: Lent[tuple[Library, Learnt]],
     sources: UInt8,
     slots: Int64,
     budget: Int32,
@@ -333,15 +324,17 @@ def draft_batch(
     """Write the likeliest chain of each sequence; FINE, or BAD_SLOT.
 
     Args:
+        texts: with what was learnt.
         sources: uint8, the `Source` of each kind of evidence.
         slots: int64 `(n,)`.
         budget: int32 `(n,)`, nodes of each draft, at most, and none has more than `longest`.
         min_probability: a draft ends where the probability that all of it is accepted falls below this.
         drafted: filled.
     """
+    library, learnt = borrowed(texts.arrays)
     if not all_open(library, slots):
         return BAD_SLOT
-    library, learnt, sources, slots, budget, drafted = borrowed((library, learnt, sources, slots, budget, drafted))
+    sources, slots, budget, drafted = borrowed((sources, slots, budget, drafted))
     judged = learnt.judged
     room_made = (new_place(library, learnt), workspace())
     place, work = borrowed(room_made)

@@ -18,6 +18,7 @@ from freedraft.plugins.texts import Library
 from freedraft.retrieval.borrowing import borrowed, hold
 from freedraft.retrieval.growth import BAD_SLOT, FINE
 from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Int32, Int64, UInt8
 
 
@@ -48,8 +49,7 @@ def copy_place(source: Place, target: Place) -> None:
 
 @kernel
 def draft_trees(
-    library: Library,
-    learnt: Learnt,
+    texts: Lent[tuple[Library, Learnt]],
     sources: UInt8,
     slots: Int64,
     budget: Int32,
@@ -58,9 +58,10 @@ def draft_trees(
     drafted: Drafted,
 ) -> int:
     """Write the likeliest tree of each sequence, up to `longest` nodes; FINE, or BAD_SLOT. As `fusing.draft_batch`."""
+    library, learnt = borrowed(texts.arrays)
     if not all_open(library, slots):
         return BAD_SLOT
-    library, learnt, sources, slots, budget, drafted = borrowed((library, learnt, sources, slots, budget, drafted))
+    sources, slots, budget, drafted = borrowed((sources, slots, budget, drafted))
     judged, mixer = learnt.judged, learnt.mixer
     room_made = (new_place(library, learnt), workspace())
     first, work = borrowed(room_made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -33,6 +34,7 @@ from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.growth import BAD_SLOT, BAD_TOKEN
+from freedraft.retrieval.lending import Lent, lend
 from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
 
 logger = logging.getLogger("freedraft")
@@ -192,6 +194,8 @@ class Fusion:
         self._table, self._rankings = new_rankings(settings.recycling, settings.max_tokens)
         self._others = OtherDrafters(settings.drafters, settings.scope)
         self.feedback_top_k = max(K, self._others.feedback_top_k)
+        self._lent: Lent[tuple[Library, Learnt]] | None = None
+        self._lent_parts: tuple[Any, ...] = ()
         self.threads = Threads(settings.threads)
         self.floor = 0.0
         """As `min_probability`, set by a runtime that paces: what is below would not be verified."""
@@ -269,10 +273,7 @@ class Fusion:
         """As `Drafter.extend`; errors as `SuffixAutomata.extend`."""
         tokens = as_tokens(tokens)
         offsets = as_offsets(offsets, len(tokens), len(slots))
-        status = extend_batch(
-            self._library(), self.automata._pool, self.automata._next_page, self._learnt(),
-            self.settings.shape == "tree", slots, tokens, offsets,
-        )  # fmt: skip
+        status = extend_batch(self._arrays(), self.settings.shape == "tree", slots, tokens, offsets)
         if status == BAD_SLOT:
             raise InputError(f"slots: expected open ones, got {slots}")
         if status == BAD_TOKEN:
@@ -291,14 +292,14 @@ class Fusion:
         if self.settings.drafters:
             self.automata.learning(slots)  # raises for a slot that is not open
             self._others.propose(slots, budget)
-        library, learnt = self._library(), self._learnt()
+        arrays = self._arrays()
         longest = self.settings.max_tokens
         least = max(self.settings.min_probability, self.floor)
         draft = draft_trees if self.settings.shape == "tree" else draft_batch
 
         def draft_rows(first: int, last: int) -> Drafts:
             drafted = _room(last - first, longest)
-            status = draft(library, learnt, SOURCES, slots[first:last], budget[first:last], longest, least, drafted)
+            status = draft(arrays, SOURCES, slots[first:last], budget[first:last], longest, least, drafted)
             if status == BAD_SLOT:
                 raise InputError(f"slots: expected open ones, got {slots}")
             used = int(drafted.offsets[-1])
@@ -387,10 +388,22 @@ class Fusion:
         """
         self.mixer = read_mixer(Path(path))
 
+    def _arrays(self) -> Lent[tuple[Library, Learnt]]:
+        """All that the kernels work on. Most of it is replaced when it has to grow."""
+        parts = (
+            self.automata.arrays.sequences, self._corpora, self._places, self._judged, self._taken_in, self._rankings,
+            self._others.proposals, self.mixer,
+        )  # fmt: skip
+        if self._lent is None or not all(map(operator.is_, parts, self._lent_parts)):
+            self._lent, self._lent_parts = lend((self._library(), self._learnt())), parts
+        return self._lent
+
     def _library(self) -> Library:
         words, sequences = self.automata.arrays
         return Library(
             words,
+            self.automata._pool,
+            self.automata._next_page,
             words.reshape(-1, STATE_WORDS),
             words.reshape(-1, 2),
             sequences,

@@ -69,7 +69,7 @@ class Library(NamedTuple):
     """All texts that fusion draws on, as kernels read them.
 
     Attributes:
-        words: int32, the arena of the automata; see `retrieval.memory`.
+        words, pool, next_page: int32, the arena of the automata; see `retrieval.memory`.
         states: int32 `(n, STATE_WORDS)`, a view of it.
         edges: int32 `(n, 2)`, likewise.
         sequences: int32 `(slots, fields)`, a header a text of the arena.
@@ -80,6 +80,8 @@ class Library(NamedTuple):
     """
 
     words: Int32
+    pool: Int32
+    next_page: Int32
     states: Int32
     edges: Int32
     sequences: Int32
