@@ -7,7 +7,7 @@ well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -70,7 +70,8 @@ def choices(
         padded: the pass takes as many tokens for every sequence as for the one with the longest draft.
         filled: if given, everything is verified, and so many tokens at least.
     """
-    sound = replace(drafts, probability=never_rising(drafts.probability, drafts.parents, drafts.offsets))
+    probability = never_rising(drafts.probability, drafts.parents, drafts.offsets)
+    sound = Drafts(drafts.tokens, drafts.parents, probability, drafts.source, drafts.offsets)
     if filled is not None:
         return [_all_of(sound, trust, sequences, step_time, gain, padded, filled)]
     knots = step_time.knots(sequences)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.lending import Lent, lend
 from freedraft.retrieval.ragged import Float64, Int64
 
 # The numbers of tokens for which a T(n) that is told is kept; beyond the last it grows in proportion.
@@ -23,6 +26,22 @@ FEATURES = 4 + len(BENDS)
 TREE = FEATURES - 1
 TREE_PRIOR = 0.02
 """What a draft that branches is taken to cost, as a share of a step, until that is measured."""
+
+
+class Learning(NamedTuple):
+    """What T is learnt from, m parameters of it.
+
+    Attributes:
+        squares, products: float64 `(m, m)` and `(m,)`, the sums of the normal equations.
+        trust, prior: float64 `(m,)`, what each is taken to be, and how much that weighs, in samples.
+        parameters: float64 `(m,)`.
+    """
+
+    squares: Float64
+    products: Float64
+    trust: Float64
+    prior: Float64
+    parameters: Float64
 
 
 class StepTime:
@@ -74,13 +93,13 @@ class StepTime:
         self.speed = 0.0
         self.plain_steps = self.draft_steps = self.tree_steps = 0
         slope = prior_slope * sequences / (1.0 + prior_slope * (sequences - 1))
-        self._prior: Float64 = np.zeros(FEATURES)
-        self._prior[0], self._prior[1], self._prior[3], self._prior[TREE] = 1.0, slope, slope, TREE_PRIOR
-        # How much the prior weighs, by parameter, in samples.
-        self._trust: Float64 = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0, [0.05]])
+        prior = np.zeros(FEATURES)
+        prior[0], prior[1], prior[3], prior[TREE] = 1.0, slope, slope, TREE_PRIOR
+        trust = np.concatenate([[0.5, 4.0, 0.05, 0.1], (1.0 + BENDS[1:]) ** 2 / 4.0, [0.05]])
         self._squares: Float64 = np.zeros((FEATURES, FEATURES))
         self._products: Float64 = np.zeros(FEATURES)
-        self._parameters: Float64 = self._prior.copy()
+        self._parameters: Float64 = prior.copy()
+        self._learning = lend(Learning(self._squares, self._products, trust, prior, self._parameters))
         # Of the batch size that was asked for last, until more is learnt.
         self._knots: tuple[int, tuple[float, Int64, Float64]] | None = None
         self._first: list[float] = []
@@ -121,8 +140,7 @@ class StepTime:
         self._last, self._last_seconds = kind, seconds
         if self._run <= self.TELLING:
             most = self._believed(2 if tree else int(drafted > 0), ratio)
-            self._learn(sequences, drafted, tree, expected, min(max(ratio, 1 / most), most))
-            expected = expected_time(self._parameters, sequences, drafted, tree, self.sequences)
+            expected = self._learn(sequences, drafted, tree, expected, min(max(ratio, 1 / most), most))
         if tree:
             self.tree_steps += 1
         elif drafted:
@@ -152,25 +170,17 @@ class StepTime:
         few = (self.plain_steps, self.draft_steps, self.tree_steps)[kind] < self.FIRST
         return self.FIRST_SURPRISE if few or changed else self.SURPRISE
 
-    def _learn(self, sequences: int, drafted: int, tree: bool, expected: float, ratio: float) -> None:
-        first = learn(
-            sequences,
-            drafted,
-            tree,
-            self.sequences,
-            expected,
-            ratio,
-            self.FADE,
-            self._squares,
-            self._products,
-            self._trust * (1.0 + self._noise / self.NOISE**2),
-            self._prior,
-            self._parameters,
+    def _learn(self, sequences: int, drafted: int, tree: bool, expected: float, ratio: float) -> float:
+        """Take in what the shape can learn of a step; return what it expects of such a one then."""
+        weight = 1.0 + self._noise / self.NOISE**2
+        first, expected = learn(
+            self._learning, sequences, drafted, tree, self.sequences, expected, ratio, self.FADE, weight
         )
         self._knots = None
         self.speed *= first
         self._first = [one * first for one in self._first]
         self._lately = [one * first for one in self._lately]
+        return expected
 
     @classmethod
     def known(cls, curve: Callable[[int], float]) -> StepTime:
@@ -199,8 +209,8 @@ class StepTime:
 
     def least_slope(self, sequences: int, more: int) -> float:
         """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens."""
-        plain, grid, shape = self.knots(sequences)
-        return float(least_slope(grid, shape, sequences, sequences + more)) / plain
+        # It is convex behind the jump.
+        return float(self._parameters[3]) / self.sequences / self.knots(sequences)[0]
 
     def table(self) -> dict[int, float]:
         """T in seconds by tokens in the forward pass, as far as drafts went, for the batch size of the latest step."""
@@ -229,6 +239,10 @@ class _Known(StepTime):
 
     def knots(self, sequences: int) -> tuple[float, Int64, Float64]:
         return interpolate(GRID, self._shape, sequences), GRID, self._shape
+
+    def least_slope(self, sequences: int, more: int) -> float:
+        plain, grid, shape = self.knots(sequences)
+        return float(least_slope(grid, shape, sequences, sequences + more)) / plain
 
     def table(self) -> dict[int, float]:
         return {int(n): self.speed * float(shape) for n, shape in zip(GRID, self._shape, strict=True)}
@@ -279,6 +293,7 @@ def knots_of(parameters: Float64, least: int, sequences: int) -> tuple[float, In
 
 @kernel
 def learn(
+    learning: Lent[Learning],
     sequences: int,
     drafted: int,
     tree: bool,
@@ -286,34 +301,34 @@ def learn(
     expected: float,
     ratio: float,
     fade: float,
-    squares: Float64,
-    products: Float64,
-    trust: Float64,
-    prior: Float64,
-    parameters: Float64,
-) -> float:
+    prior_weight: float,
+) -> tuple[float, float]:
     """Take in a step that took `ratio` times what was expected; bring the parameters up to date, the first one 1.
 
     Args:
+        learning: is brought up to date.
         sequences, drafted, tree, least: as of `features_of`.
-        squares, products: float64 `(m, m)` and `(m,)`, the sums of the normal equations.
-        trust, prior, parameters: float64 `(m,)`.
+        expected: of such a step, by the parameters.
+        ratio: see above.
+        fade: what is left of the weight of what was seen before.
+        prior_weight: so many times the prior weighs what it says.
 
     Returns:
-        The factor by which all were too large.
+        The factor by which all parameters were too large; and what such a step is expected to take then.
     """
+    squares, products, trust, prior, parameters = borrowed(learning.arrays)
     features = features_of(sequences, drafted, tree, least)
     weight = 1.0 / (expected * expected * ratio)
     for i in range(len(parameters)):
         for j in range(len(parameters)):
             squares[i, j] = fade * squares[i, j] + weight * features[i] * features[j]
         products[i] = fade * products[i] + weight * features[i] * expected * ratio
-    solve(squares, products, trust, prior, parameters)
+    solve(squares, products, prior_weight * trust, prior, parameters)
     first = max(parameters[0], 1e-3)
     parameters /= first
     products /= first
     parameters[0] = 1.0
-    return first
+    return first, (features * parameters).sum()
 
 
 @kernel

@@ -50,7 +50,7 @@ def compiled_late(options: dict[str, Any]) -> list[str]:
     for _ in range(12):
         batch.commit(asked, [1])
     assert asked.statistics.errors == 0
-    if asked._pacer is not None:
+    if asked._drafting.pacer is not None:
         # Above, the machine's speed decides what of a draft is verified; here a part of it is.
         pacer = Pacer()
         pacer.step_time = StepTime.known(lambda n: 1.0 + 0.85 * (n - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from drafters import Scripted, copying
-from vllm_stand_in import OUTSIDE, Batch, with_drafter
+from vllm_stand_in import OUTSIDE, Batch, metrics_written, with_drafter
 
 from freedraft.integrations.vllm import metrics, plugin
 
@@ -38,6 +39,8 @@ def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPa
     assert scraped(collector)["freedraft:steps_total", labels] == 0
     Batch([1, 2, 1]).commit(asked, [2])
     Batch([1, 2, 1], [5]).commit(other, [2], [6])
+    metrics_written(asked)
+    metrics_written(other)
     seen = scraped(collector)
     assert seen["freedraft:steps_total", labels] == 2
     assert seen["freedraft:sequence_steps_total", labels] == 3
@@ -46,6 +49,39 @@ def test_metrics_reach_the_process_that_serves_them(monkeypatch: pytest.MonkeyPa
     assert seen["freedraft:errors_total", labels] == 0
     assert seen["freedraft:draft_tokens_total", (*labels, ("source", "other"))] == 4
     assert seen["freedraft:draft_seconds_total", labels] > 0
+
+
+def test_the_last_metrics_are_written_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
+    monkeypatch.setattr(metrics.PeriodicMetrics, "INTERVAL", 1e6)
+    asked = with_drafter(monkeypatch, copying(ngram=1))
+    Batch([1, 2, 1]).commit(asked, [2])
+    labels = (("engine", "0"), ("model_name", "smol"))
+    assert scraped(metrics.Collector())["freedraft:steps_total", labels] == 0
+    del asked
+    gc.collect()
+    assert scraped(metrics.Collector())["freedraft:steps_total", labels] == 1
+    assert scraped(metrics.Collector())["freedraft:sequences", labels] == 0
+
+
+def test_metrics_that_fail_cost_no_step_and_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
+    written = []
+
+    def fail(*_: Any) -> None:
+        written.append(1)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(metrics.MetricsFile, "write", fail)
+    with caplog.at_level(logging.WARNING, "freedraft"):
+        asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [9]))
+        assert Batch([1]).commit(asked, [2]) == [[9]]
+        assert asked._metrics is not None
+        asked._metrics.end()
+    assert len(written) == 1
+    assert caplog.text.count("no metrics from now on") == 1
 
 
 def test_a_damaged_file_costs_our_metrics_and_not_vllms(
@@ -68,7 +104,9 @@ def test_with_several_api_servers_vllms_own_folder_is_used(monkeypatch: pytest.M
     from prometheus_client import CollectorRegistry, multiprocess
 
     monkeypatch.setenv(metrics.VLLM_FOLDER, str(tmp_path))
-    Batch([1, 2, 1]).commit(with_drafter(monkeypatch, copying()), [2])
+    asked = with_drafter(monkeypatch, copying())
+    Batch([1, 2, 1]).commit(asked, [2])
+    metrics_written(asked)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
     assert scraped(registry)["freedraft:steps_total", (("engine", "0"), ("model_name", "smol"))] == 1

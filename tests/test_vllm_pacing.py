@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drafters import Scripted
-from vllm_stand_in import LONGEST, OUTSIDE, WIDTH, Batch, vllm_config, with_drafter
+from vllm_stand_in import LONGEST, OUTSIDE, WIDTH, Batch, metrics_written, vllm_config, with_drafter
 
 from freedraft.integrations.vllm import Proposer, metrics, proposer
 from freedraft.integrations.vllm import pacing as vllm_pacing
@@ -363,6 +363,7 @@ def test_metrics_tell_the_gain_and_what_was_decided(monkeypatch: pytest.MonkeyPa
     assert scraped()["freedraft:pacing_gain"] == 1
     pacer = seen(asked._drafting.pacer or pytest.fail("no pacer"))
     assert len(Batch([1]).commit(asked, [2])[0]) == 1
+    metrics_written(asked)
     values = scraped()
     assert values["freedraft:pacing_gain"] == pytest.approx(pacer.gain)
     assert pacer.gain > 1.1

@@ -121,7 +121,8 @@ class Server:
                 time.sleep(0.5)
 
     def metrics(self) -> dict[str, float]:
-        """Samples summed over their labels."""
+        """Samples summed over their labels, those of the last step too, which may be a quarter of a second late."""
+        time.sleep(0.5)
         totals: dict[str, float] = {}
         for line in self.get("/metrics").splitlines():
             if line.startswith(("freedraft:", "vllm:spec_decode", "vllm:generation_tokens", "vllm:request_success")):

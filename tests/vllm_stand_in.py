@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +40,15 @@ def with_drafter(monkeypatch: pytest.MonkeyPatch, drafter: Any, freedraft: Any =
     made = iter([drafter, Scripted()])
     monkeypatch.setattr(proposer, "drafter_from_config", lambda config, rehearsing=False: next(made))
     return Proposer(vllm_config(freedraft))
+
+
+def metrics_written(asked: Proposer) -> None:
+    """Wait until the metrics are those of now, which is not long."""
+    deadline = time.monotonic() + 30
+    assert asked._metrics is not None
+    while asked._metrics._written != (asked.statistics.steps, asked.statistics.seconds):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Batch:

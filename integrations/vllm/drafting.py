@@ -163,15 +163,16 @@ class BatchDrafting:
         self._observe(step, length, new, verified)
         if len(step.growing):
             self.guard.extend(self._slots[step.growing], step.tokens, step.offsets)
-            self._held[step.growing] += np.diff(step.offsets)
+            self._held[step.growing] += step.offsets[1:] - step.offsets[:-1]
         self.statistics.taken += len(step.tokens)
 
         uniform = self._pacing is not None and self._pacing.uniform
         drafting, sequences, room = _who_drafts(
             step.sequences, step.ready, new, length, self._width, self._longest, uniform
         )
-        self._ready[:] = False
-        self._ready[step.sequences[step.ready]] = True
+        if self._tap is not None:
+            self._ready[:] = False
+            self._ready[step.sequences[step.ready]] = True
         drafts = self._draft(sequences, room, decoding)
         flat, ends = drafts.tokens.tolist(), drafts.offsets.tolist()
         for j, row in enumerate(drafting.tolist()):

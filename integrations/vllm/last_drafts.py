@@ -8,7 +8,9 @@ import numpy as np
 
 from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.plugins.base import Drafts
+from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.lending import Lent, lend
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
@@ -58,7 +60,6 @@ class LastDrafts:
     """
 
     def __init__(self, sequences: int, longest: int, statistics: Statistics) -> None:
-        self._statistics = statistics
         self.notes = Notes(
             np.zeros(sequences, np.int64),
             np.zeros(sequences, np.int64),
@@ -67,6 +68,7 @@ class LastDrafts:
             np.zeros((sequences, longest), np.float32),
             np.zeros((sequences, longest), np.int32),
         )
+        self._kept = lend((self.notes, statistics.drafted, statistics.accepted))
 
     def note(self, sequences: Int64, given: Drafts, asked: Int64, nodes: Int32, chains: Int64, length: int = 0) -> None:
         """Remember a draft for each of `sequences`, and none for any other.
@@ -80,8 +82,7 @@ class LastDrafts:
             length: shorter drafts are filled up to so many tokens.
         """
         _note(
-            self.notes, sequences, given.source, given.probability, given.offsets, asked, nodes, chains, length,
-            self._statistics.drafted,
+            self._kept, sequences, given.source, given.probability, given.offsets, asked, nodes, chains, length
         )  # fmt: skip
 
     def settle(self, sequences: Int64, previous: Int64, length: Int32, new: Int64) -> Verified:
@@ -95,13 +96,14 @@ class LastDrafts:
             length: int32 `(rows or more,)`, its length now.
             new: int64 `(rows,)`, tokens of the last step.
         """
-        return Verified(*_settle(self.notes, sequences, previous, length, new, self._statistics.accepted))
+        return Verified(*_settle(self._kept, sequences, previous, length, new))
 
 
 @kernel
 def _settle(
-    notes: Notes, sequences: Int64, previous: Int64, length: Int32, new: Int64, accepted_of: Int64
+    kept: Lent[tuple[Notes, Int64, Int64]], sequences: Int64, previous: Int64, length: Int32, new: Int64
 ) -> tuple[Int64, Int32, Float32, Int64]:
+    notes, _, accepted_of = borrowed(kept.arrays)
     rows = len(sequences)
     who = np.empty(rows, np.int64)
     accepted = np.empty(rows, np.int32)
@@ -128,7 +130,7 @@ def _settle(
 
 @kernel
 def _note(
-    notes: Notes,
+    kept: Lent[tuple[Notes, Int64, Int64]],
     sequences: Int64,
     source: UInt8,
     probability: Float32,
@@ -137,8 +139,8 @@ def _note(
     nodes: Int32,
     chains: Int64,
     length: int,
-    drafted_of: Int64,
 ) -> None:
+    notes, drafted_of, _ = borrowed(kept.arrays)
     notes.given[:] = 0
     notes.filled[:] = 0
     notes.asked[:] = 0

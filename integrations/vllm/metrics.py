@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freedraft.integrations.vllm.periodic import Periodic
 from freedraft.integrations.vllm.statistics import Statistics, source_name
 
 if TYPE_CHECKING:
@@ -131,6 +132,48 @@ class MetricsFile:
             every = {**self._labels, **dict(labels)}
             key = self._keys[sample, labels] = self._key(metric, sample, [*every], [*every.values()], text)
         return key
+
+
+class PeriodicMetrics:
+    """Writes a proposer's metrics four times a second, as long as something happens.
+
+    A step is not kept waiting for it. Who asks for the metrics sees them as they were a quarter of a second before, at
+    most.
+
+    Args:
+        file: where they go.
+        statistics: of the proposer; written at once, at zero, so that the first increase is seen as one.
+        pacer: None where drafts are not paced.
+    """
+
+    INTERVAL = 0.25
+
+    def __init__(self, file: MetricsFile, statistics: Statistics, pacer: Pacer | None = None) -> None:
+        self._file = file
+        self._statistics = statistics
+        self._pacer = pacer
+        self._written = (-1, 0.0)
+        self._failed = False
+        self._writing = Periodic(self.INTERVAL, self._write, "freedraft-metrics")
+        self._writing.now()
+
+    def end(self) -> None:
+        """Write the last of them, and take the gauges back."""
+        self._writing.end()
+        self._writing.now()
+        self._file.end()
+
+    def _write(self) -> None:
+        # The time of a step is noted last.
+        now = self._statistics.steps, self._statistics.seconds
+        if self._failed or now == self._written:
+            return
+        try:
+            self._file.write(self._statistics, self._pacer)
+            self._written = now
+        except Exception:
+            logger.warning("freedraft: no metrics from now on", exc_info=True)
+            self._failed = True
 
 
 class Collector:

@@ -14,7 +14,7 @@ import numpy as np
 from freedraft.integrations.guard import Guard
 from freedraft.integrations.vllm.drafting import BatchDrafting
 from freedraft.integrations.vllm.log import log_like_vllm
-from freedraft.integrations.vllm.metrics import MetricsFile, folder
+from freedraft.integrations.vllm.metrics import MetricsFile, PeriodicMetrics, folder
 from freedraft.integrations.vllm.settings import VllmSettings
 from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
 from freedraft.integrations.vllm.tap import LogitsTap, MadeUpRankings, RankingSource
@@ -58,8 +58,7 @@ class Proposer:
         self._idle = _tensor_parallel_rank() != 0
         self.statistics = Statistics()
         self._drafting: BatchDrafting | None = None
-        self._metrics: MetricsFile | None = None
-        self._pacer: Pacer | None = None
+        self._metrics: PeriodicMetrics | None = None
         config = configuration(vllm_config.additional_config)
         self.settings = validate_settings(VllmSettings, config.sections.get("vllm", {}), "vllm")
         (shorten_verification if self.settings.short_verification else restore_verification)()
@@ -68,13 +67,10 @@ class Proposer:
             return
         self._drafting = self._make(config, vllm_config, self.settings, rehearsing=False)
         self.statistics = self._drafting.statistics
-        self._pacer = self._drafting.pacer
-        self._metrics = _open_metrics(vllm_config)
+        self._metrics = _open_metrics(vllm_config, self.statistics, self._drafting.pacer)
         if self._metrics is not None:
             weakref.finalize(self, self._metrics.end)
-            # At zero, so that the first increase is seen as one.
-            self._write_metrics(self._metrics)
-        log = PeriodicLog(self.statistics, self.settings.log_interval, self._pacer)
+        log = PeriodicLog(self.statistics, self.settings.log_interval, self._drafting.pacer)
         weakref.finalize(self, log.end)
 
     @property
@@ -110,16 +106,7 @@ class Proposer:
         most = _entries(slot_mappings)
         drafts = self._drafting.propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu, most)
         self.statistics.seconds += perf_counter() - started
-        if self._metrics is not None:
-            self._write_metrics(self._metrics)
         return drafts
-
-    def _write_metrics(self, metrics: MetricsFile) -> None:
-        try:
-            metrics.write(self.statistics, self._pacer)
-        except Exception:
-            logger.warning("freedraft: no metrics from now on", exc_info=True)
-            self._metrics = None
 
     def _make(self, config: Config, vllm_config: Any, settings: VllmSettings, rehearsing: bool) -> BatchDrafting:
         drafter = drafter_from_config(config, rehearsing=rehearsing)
@@ -242,7 +229,7 @@ def _tensor_parallel_rank() -> int:
         return 0
 
 
-def _open_metrics(vllm_config: Any) -> MetricsFile | None:
+def _open_metrics(vllm_config: Any, statistics: Statistics, pacer: Pacer | None) -> PeriodicMetrics | None:
     path = folder()
     if path is None:
         logger.info("freedraft: no metrics: the plug-in was not loaded where vLLM started (see VLLM_PLUGINS)")
@@ -253,7 +240,7 @@ def _open_metrics(vllm_config: Any) -> MetricsFile | None:
         "engine": str(getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0))),
     }
     try:
-        return MetricsFile(path, labels)
+        return PeriodicMetrics(MetricsFile(path, labels), statistics, pacer)
     except Exception:
         logger.warning("freedraft: no metrics: can't write to %s", path, exc_info=True)
         return None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from freedraft.integrations.vllm.periodic import Periodic
 from freedraft.plugins.base import Source
 from freedraft.retrieval.ragged import Int64
 
@@ -122,26 +122,20 @@ class PeriodicLog:
         self._statistics = statistics
         self._pacer = pacer
         self._last = statistics.copy()
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._interval = interval
-        if interval > 0:
-            threading.Thread(target=self._run, name="freedraft-statistics", daemon=True).start()
+        self._writing = Periodic(interval, self._write, "freedraft-statistics")
 
     def write(self) -> None:
         """Write the lines, if there was a step since the last."""
-        with self._lock:
-            now = self._statistics.copy()
-            if now.steps != self._last.steps:
-                logger.info(describe(now, self._last))
-                if self._pacer is not None:
-                    logger.info(describe_pacing(self._pacer.report()))
-                self._last = now
+        self._writing.now()
 
     def end(self) -> None:
         """Stop the thread."""
-        self._ended.set()
+        self._writing.end()
 
-    def _run(self) -> None:
-        while not self._ended.wait(self._interval):
-            self.write()
+    def _write(self) -> None:
+        now = self._statistics.copy()
+        if now.steps != self._last.steps:
+            logger.info(describe(now, self._last))
+            if self._pacer is not None:
+                logger.info(describe_pacing(self._pacer.report()))
+            self._last = now

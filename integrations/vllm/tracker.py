@@ -32,8 +32,7 @@ Both are harmless: the text is only where drafts come from, and vLLM verifies ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +52,14 @@ from freedraft.integrations.vllm.table import (
 from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
+from freedraft.retrieval.lending import Lent, lend
 from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 MOST_READ = 1 << 20
 """Tokens that the checks of one step may read, and again that new texts may bring: well below 1 ms each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What one step brought. Sequences are small numbers; carry it out in this order: close, open, extend.
 
     Attributes:
@@ -125,9 +124,9 @@ class SequenceTracker:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
         self.rows = rows
         self.capacity = rows + idle_sequences
-        self._bounds = Bounds(step_tokens, idle_sequences, idle_tokens, idle_steps, routine_tokens, most_read)
+        bounds = Bounds(step_tokens, idle_sequences, idle_tokens, idle_steps, routine_tokens, most_read)
         self._table = Table(*np.zeros((5, self.capacity), np.int64), *np.zeros((4, self.capacity), np.uint64))
-        self._before = np.full(rows, -1, np.int64)
+        self._known = lend((self._table, np.full(rows, UNKNOWN, np.int64), bounds))
         self._clock = 0
 
     def step(self, length: NDArray[Any], new: Int64, tokens: NDArray[Any]) -> Step:
@@ -151,8 +150,7 @@ class SequenceTracker:
         if not lengths_fit(length, count, tokens.shape[1]):
             raise InputError(f"length: expected 0 to {tokens.shape[1]}, got {length[:count]}")
         self._clock += 1
-        batch = Batch(length, new, tokens)
-        return Step(*track(self._table, batch, self._before, self._clock, self._bounds))
+        return Step(*track(self._known, length, new, tokens, self._clock))
 
     def forget(self, sequences: Int64) -> None:
         """End these sequences; a row that holds one of them is a new sequence in the next step."""
@@ -166,18 +164,18 @@ class SequenceTracker:
 
 @kernel
 def track(
-    table: Table, batch: Batch, before: Int64, step: int, bounds: Bounds
+    known: Lent[tuple[Table, Int64, Bounds]], length: Int32, new: Int64, tokens: Int32, step: int
 ) -> tuple[Int64, Int64, Int64, Int64, Int32, Int64, Bool, Int64]:
     """Take in one step of the batch; returns the fields of `Step` in their order.
 
     Args:
-        table: the known sequences.
-        batch: the rows.
-        before: int64 `(rows or more,)`, the entry that each row held in the last call; overwritten for this one.
+        known: the known sequences; int64 `(rows or more,)`, the entry that each row held in the last call, overwritten
+            for this one; and what may be done.
+        length, new, tokens: the rows, see `Batch`.
         step: number of this step, above all before.
-        bounds: what may be done.
     """
-    table, batch, before = borrowed((table, batch, before))
+    table, before, bounds = borrowed(known.arrays)
+    batch = borrowed(Batch(length, new, tokens))
     rows = batch.new.shape[0]
     owner = match_rows(table, batch, before, step, bounds.routine_tokens, bounds.most_read)
     settled = True
