@@ -122,19 +122,20 @@ class BatchDrafting:
         rows = len(sampled)
         counts = self.statistics
         try:
-            new = np.fromiter(map(len, sampled), np.int64, rows)
+            lengths = [len(row) for row in sampled]
         except Exception:
             self._begin_anew()
             counts.errors = self._errors
             return [[] for _ in range(rows)]
         counts.steps += 1
         counts.sequences = rows
-        counts.sequence_steps += int(np.count_nonzero(new))
-        counts.tokens += int(new.sum())
+        decoding = rows - lengths.count(0)
+        counts.sequence_steps += decoding
+        counts.tokens += sum(lengths)
         drafts: list[list[int]] = [[] for _ in range(rows)]
         if counts.steps >= self._idle_until:
             try:
-                self._propose(new, length, tokens, most, drafts)
+                self._propose(np.array(lengths, np.int64), decoding, length, tokens, most, drafts)
             except Exception:
                 self._begin_anew()
                 drafts = [[] for _ in range(rows)]
@@ -145,7 +146,9 @@ class BatchDrafting:
     def _errors(self) -> int:
         return self.guard.errors + self._own_errors + (self._tap.errors if self._tap else 0)
 
-    def _propose(self, new: Int64, length: Int32, tokens: Int32, most: int | None, answer: list[list[int]]) -> None:
+    def _propose(
+        self, new: Int64, decoding: int, length: Int32, tokens: Int32, most: int | None, answer: list[list[int]]
+    ) -> None:
         self._reopen_when_due()
         step = self._tracker.step(length, new, tokens)
         errors = self.guard.errors
@@ -157,7 +160,6 @@ class BatchDrafting:
             # The user's next message; of a row that is alone, also what came in calls that vLLM left out.
             self.guard.end_reply(self._slots[continued])
         verified = self._last.settle(step.sequences, step.previous, length, new)
-        decoding = int(np.count_nonzero(new))
         if self._pacing is not None:
             self._pacing.stepped(decoding, steady, verified, most)
         self._observe(step, length, new, verified)
@@ -188,7 +190,7 @@ class BatchDrafting:
         nodes, chains = NO_TOKENS, drafts
         if len(sequences):
             if self._pacing is not None:
-                self._pacing.floor(self.guard.drafter, decoding, int(room.sum()))
+                self._pacing.floor(self.guard.drafter, decoding, len(room) * self._longest)
             asked = self.guard.draft(self._slots[sequences], room, self._vocabulary)
             drafts, nodes = likeliest_chains(asked)
             chains = drafts
