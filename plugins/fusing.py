@@ -16,6 +16,8 @@ from freedraft.plugins.judging import (
     Judged,
     begin_reply,
     foreseen,
+    foreseen_in_draft,
+    is_learnt_from,
     judge,
     kind_of,
     replies_among,
@@ -262,13 +264,15 @@ def extend_batch(texts: Lent[tuple[Library, Learnt]], wide: bool, slots: Int64, 
     judged, mixer = learnt.judged, learnt.mixer
     room_made = (new_place(library, learnt), workspace())
     place, work = borrowed(room_made)
-    together = library.generations[0] >= 0 and 1 < replies_among(judged, slots) <= MOST_WRITTEN
+    replies = replies_among(judged, slots)
+    together = library.generations[0] >= 0 and 1 < replies <= MOST_WRITTEN
     for row in range(len(slots)):
         slot = slots[row]
         own = sequences[slot]
         replying = judged.started[slot] >= 0
         node = ROOT if replying else NOT_DRAFTED
         last = judged.last[slot]
+        learning = is_learnt_from(slot, own[HEAD_LENGTH], replies)
         if replying:
             go_to(library, learnt, slot, place)
         else:
@@ -276,16 +280,18 @@ def extend_batch(texts: Lent[tuple[Library, Learnt]], wide: bool, slots: Int64, 
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
+                # What the draft has weighed is weighed again only to learn from it.
+                if learning or not foreseen_in_draft(judged, slot, node, token):
+                    place.cursors[0, 0], place.cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
+                    rows, found = weigh(library, learnt, slot, place, last, wide, work)
+                    foreseen(judged, slot, work.evidence, rows, work.candidates, found, token)
+                    if found > 0:
+                        learn(work.evidence, rows, mixer, work.candidates, found, last, token)
+                    learn_indirect(learnt.successors, judged.owner[slot], work.evidence, rows, token)
                 if node != NOT_DRAFTED:
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
-                place.cursors[0, 0], place.cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
-                rows, found = weigh(library, learnt, slot, place, last, wide, work)
-                foreseen(judged, slot, work.evidence, rows, work.candidates, found, token)
-                if found > 0:
-                    learn(work.evidence, rows, mixer, work.candidates, found, last, token)
-                learn_indirect(learnt.successors, judged.owner[slot], work.evidence, rows, token)
-            learning = own[HEAD_LEARNING] != 0
-            if not (learning and learn_token(words, states, edges, pool, next_page, own, token)):
+            grows = own[HEAD_LEARNING] != 0
+            if not (grows and learn_token(words, states, edges, pool, next_page, own, token)):
                 own[HEAD_LEARNING] = 0
                 follow_token(words, states, edges, own, token)
             if replying:
@@ -358,6 +364,7 @@ def draft_batch(
             judged.tokens[slot, depth] = token
             judged.parents[slot, depth] = depth - 1
             judged.mixed[slot, depth] = mixed
+            judged.kinds[slot, depth] = kind
             judged.considered[slot] = depth + 1
             likelihood *= correct(learnt.mixer, judged.run[slot] + depth, mixed)
             if likelihood < min_probability:

@@ -110,6 +110,7 @@ def draft_trees(
             judged.tokens[slot, nodes] = token
             judged.parents[slot, nodes] = parent
             judged.mixed[slot, nodes] = mixed[found_as]
+            judged.kinds[slot, nodes] = kinds[found_as]
             drafted.tokens[used + nodes] = token
             drafted.parents[used + nodes] = parent
             drafted.probability[used + nodes] = likelihood

@@ -391,8 +391,8 @@ class Fusion:
     def _arrays(self) -> Lent[tuple[Library, Learnt]]:
         """All that the kernels work on. Most of it is replaced when it has to grow."""
         parts = (
-            self.automata.arrays.sequences, self._corpora, self._places, self._judged, self._taken_in, self._rankings,
-            self._others.proposals, self.mixer,
+            self.automata.arrays.sequences, self._corpora, self._places, self._judged, self._taken_in, self._successors,
+            self._table, self._rankings, self._others.proposals, self.mixer,
         )  # fmt: skip
         if self._lent is None or not all(map(operator.is_, parts, self._lent_parts)):
             self._lent, self._lent_parts = lend((self._library(), self._learnt())), parts

@@ -13,12 +13,18 @@ import numpy as np
 from freedraft.plugins.evidence import KIND, KINDS, LIKELIEST, RANKED
 from freedraft.plugins.mixing import Candidates, Mixer, learn_correction, likeliest, squash, stretch
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64
+from freedraft.retrieval.ragged import Float32, Float64, Int32, Int64, UInt8
 
 NOT_STARTED = -1
 ROOT = -1
 NOT_DRAFTED = -2
 BIAS_RATE = 0.05
+MOST_LEARNT = 128
+"""Of a step that goes on with more replies than this, about so many are learnt from: hundreds show enough."""
+APART = 104729
+"""A prime, so that the turns of one slot and the next are not the same."""
+SCATTER = 40503
+"""2**16 by the golden ratio: multiples of it, modulo 2**16, are spread evenly."""
 LEAST = 1e-4
 """A probability is held to be no nearer to 0 or 1 than this before its bias is added."""
 
@@ -34,6 +40,7 @@ class Judged(NamedTuple):
         tokens: int32 `(slots, longest + 1)`, these.
         parents: int32 `(slots, longest + 1)`, which of them each follows; -1 = the committed text.
         mixed: float32 `(slots, longest + 1)`, their probabilities before the last stage.
+        kinds: uint8 `(slots, longest + 1)`, the kind of text that suggests each, see `kind_of`.
         bias: float64 `(slots, KINDS)`, see `trusted`.
         run: int64 `(slots,)`, tokens up to the end that were foreseen, in a row.
         drafted_run: int64 `(slots,)`, the same when the last draft was made.
@@ -46,6 +53,7 @@ class Judged(NamedTuple):
     tokens: Int32
     parents: Int32
     mixed: Float32
+    kinds: UInt8
     bias: Float64
     run: Int64
     drafted_run: Int64
@@ -61,6 +69,7 @@ def nothing_judged(longest: int) -> Judged:
         np.zeros((0, longest + 1), np.int32),
         np.zeros((0, longest + 1), np.int32),
         np.zeros((0, longest + 1), np.float32),
+        np.zeros((0, longest + 1), np.uint8),
         np.zeros((0, KINDS), np.float64),
         np.zeros(0, np.int64),
         np.zeros(0, np.int64),
@@ -94,6 +103,16 @@ def replies_among(judged: Judged, slots: Int64) -> int:
 
 
 @kernel
+def is_learnt_from(slot: int, length: int, replies: int) -> bool:
+    """Whether a sequence of this length is learnt from now, in a step that goes on with so many replies.
+
+    Of more than `MOST_LEARNT` a part is, in turns that look random.
+    """
+    scattered = ((np.int64(length) + APART * slot) * SCATTER) & 0xFFFF
+    return bool(scattered * replies < MOST_LEARNT << 16)
+
+
+@kernel
 def trusted(judged: Judged, slot: int, kind: int, mixed: float) -> float:
     """What a mixed probability is worth in this sequence, for a token that this kind of text suggests."""
     return squash(stretch(min(max(mixed, LEAST), 1.0 - LEAST)) + judged.bias[slot, kind])
@@ -108,11 +127,31 @@ def foreseen(
         judged.run[slot] = 0
         return
     best = likeliest(candidates, found)
-    right = candidates.tokens[best] == token
     kind = kind_of(evidence, rows, candidates.tokens[best])
-    error = (1.0 if right else 0.0) - trusted(judged, slot, kind, candidates.mixed[best])
-    judged.bias[slot, kind] += BIAS_RATE * error
+    worth = trusted(judged, slot, kind, candidates.mixed[best])
+    take_in_foreseen(judged, slot, kind, worth, candidates.tokens[best] == token)
+
+
+@kernel
+def take_in_foreseen(judged: Judged, slot: int, kind: int, worth: float, right: bool) -> None:
+    """Take in whether a token that was the likeliest, with this probability, was right."""
+    judged.bias[slot, kind] += BIAS_RATE * ((1.0 if right else 0.0) - worth)
     judged.run[slot] = judged.run[slot] + 1 if right else 0
+
+
+@kernel
+def foreseen_in_draft(judged: Judged, slot: int, node: int, token: int) -> bool:
+    """As `foreseen`, by what the last draft took for the likeliest behind a node; False where it did not look."""
+    best = NOT_DRAFTED
+    for child in range(max(0, node), judged.considered[slot]):
+        behind = judged.parents[slot, child] == node
+        if behind and (best == NOT_DRAFTED or judged.mixed[slot, child] > judged.mixed[slot, best]):
+            best = child
+    if best == NOT_DRAFTED:
+        return False
+    right = judged.tokens[slot, best] == token
+    take_in_foreseen(judged, slot, judged.kinds[slot, best], judged.mixed[slot, best], right)
+    return True
 
 
 @kernel

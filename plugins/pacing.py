@@ -375,8 +375,9 @@ class Pacer:
     @property
     def decisions(self) -> dict[str, int]:
         """Steps that had a draft, by what was done: `verified` or `plain`, as was thought best, or `explored`."""
-        plain = self.steps - self.verified - (self.explored - self._tried)
-        return {"verified": self.verified - self._tried, "plain": plain, "explored": self.explored}
+        with self._lock:
+            plain = self.steps - self.verified - (self.explored - self._tried)
+            return {"verified": self.verified - self._tried, "plain": plain, "explored": self.explored}
 
     def report(self) -> dict[str, Any]:
         """What was decided and why, for people and JSON.

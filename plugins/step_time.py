@@ -33,7 +33,7 @@ class Learning(NamedTuple):
 
     Attributes:
         squares, products: float64 `(m, m)` and `(m,)`, the sums of the normal equations.
-        trust, prior: float64 `(m,)`, what each is taken to be, and how much that weighs, in samples.
+        trust, prior: float64 `(m,)`, how much what each is taken to be weighs, in samples, and what that is.
         parameters: float64 `(m,)`.
     """
 
@@ -208,8 +208,10 @@ class StepTime:
         return float(self._parameters[TREE]) / self.knots(sequences)[0]
 
     def least_slope(self, sequences: int, more: int) -> float:
-        """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens."""
-        # It is convex behind the jump.
+        """The least that T rises by a token, as a share of T without a draft, for up to `more` draft tokens.
+
+        T is convex behind its jump, so where it is learnt that is what the first token costs, whatever `more` is.
+        """
         return float(self._parameters[3]) / self.sequences / self.knots(sequences)[0]
 
     def table(self) -> dict[int, float]:

@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Lent(Generic[T]):
-    """What `lend` gives: in a kernel, `lent.arrays` are the arrays; they are held as long as this is.
+    """What `lend` gives; it holds the arrays as long as it is there.
 
     Attributes:
-        arrays: for kernels, and where Numba compiles nothing.
+        arrays: the arrays, for kernels alone.
     """
 
     arrays: T
@@ -39,6 +39,9 @@ class _LentType(types.StructRef):
 
 class _Compiled(structref.StructRefProxy):
     """Python's side of it, which only holds it."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("what has lent arrays to kernels can be neither copied nor pickled")
 
 
 structref.define_proxy(_Compiled, _LentType, ["arrays"])

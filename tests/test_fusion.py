@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafter, Source
-from freedraft.plugins.evidence import SEPARATOR
+from freedraft.plugins.evidence import OWN, SEPARATOR
+from freedraft.plugins.judging import MOST_LEARNT, is_learnt_from
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.responses import AT_ONCE, MOST_WRITTEN
 from freedraft.retrieval.errors import ConfigError, InputError
@@ -158,6 +159,46 @@ def test_threads_change_nothing(rows):
             drafter.draft(slots, budgets(rows))
             drafter.extend(slots, np.full(rows, token, np.int32), np.arange(rows + 1))
     assert parts(one.draft(slots, budgets(rows))) == parts(four.draft(slots, budgets(rows)))
+
+
+class TestLargeBatches:
+    """Of more replies than `MOST_LEARNT` a part is learnt from at each step."""
+
+    @pytest.mark.parametrize("replies", [1, MOST_LEARNT, MOST_LEARNT + 1, 256, 1000])
+    def test_about_so_many_are_learnt_from_and_each_has_its_turn(self, replies):
+        length = 5000 + 37 * np.arange(replies)
+        turns = np.array(
+            [[is_learnt_from(slot, length[slot] + 2 * step, replies) for slot in range(replies)] for step in range(50)]
+        )
+        if replies <= MOST_LEARNT:
+            assert turns.all()
+        else:
+            share = MOST_LEARNT / replies
+            assert turns.sum(axis=1) == pytest.approx(MOST_LEARNT, rel=0.1)
+            assert turns.mean(axis=0) == pytest.approx(share, abs=0.1)
+
+    def test_what_is_not_learnt_from_is_judged_all_the_same(self):
+        rows = 2 * MOST_LEARNT
+        made = fusion(memory="64MiB", scope="off")
+        slots = made.open(*ragged([[4, 5, 6, 7] * 5] * rows))
+        new = np.full(rows, 4, np.int32)
+        offsets = np.arange(rows + 1)
+        for step in range(6):
+            assert (made.draft(slots, budgets(rows)).row(rows - 1)).stop > 0
+            before = made.mixer.mapped.sum()
+            made.extend(slots, (new + step) % 4 + 4, offsets)
+            learnt = made.mixer.mapped.sum() - before
+            one = fusion(scope="off")
+            alone = one.open(*ragged([[4, 5, 6, 7] * 5]))
+            one.draft(alone, budgets(1))
+            one.extend(alone, *ragged([[4]]))
+            # What one sequence alone has learnt in a step tells how many of these were learnt from.
+            assert learnt == pytest.approx(MOST_LEARNT * one.mixer.mapped.sum(), rel=0.15)
+            # All texts are alike, so all that is kept of each sequence has to be.
+            assert (made._judged.run[slots] == step + 1).all()
+            bias = made._judged.bias[slots]
+            assert bias == pytest.approx(np.broadcast_to(bias[0], bias.shape), abs=0.02)
+            assert (bias[:, OWN] > 0).all()
 
 
 def test_an_error_in_one_thread_is_raised():

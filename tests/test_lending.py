@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import weakref
@@ -53,6 +55,25 @@ def test_arrays_live_as_long_as_the_loan():
     assert count_up(lent, 0) == 499500
     del lent
     assert gone() is None
+
+
+def test_a_loan_is_neither_copied_nor_pickled():
+    lent = lend((np.arange(3),))
+    for action in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            action(lent)
+
+
+@pytest.mark.parametrize(
+    "part", ["_corpora", "_places", "_judged", "_taken_in", "_successors", "_table", "_rankings", "mixer"]
+)
+def test_each_part_of_fusion_that_is_replaced_is_lent_anew(part):
+    drafter = Fusion(FusionSettings())
+    drafter.open(*ragged([[1, 2, 1]]))
+    before = drafter._arrays()
+    assert drafter._arrays() is before
+    setattr(drafter, part, copy.deepcopy(getattr(drafter, part)))
+    assert drafter._arrays() is not before
 
 
 def test_what_fusion_replaces_is_lent_anew():

@@ -43,6 +43,9 @@ class TestStepTime:
         slopes = np.diff(shape) / np.diff(grid)
         assert (slopes >= -1e-9).all()
         assert (np.diff(slopes) >= -1e-6 * (1 + slopes[1:])).all()
+        for more in (1, 5, 1000):
+            within = slopes[grid[:-1] < least + more]
+            assert time.least_slope(least, more) == pytest.approx(within.min() / plain, rel=1e-6, abs=1e-9)
         assert time.knots(2 * least)[0] >= plain
         assert all(np.isfinite(value) for value in time.table().values())
 

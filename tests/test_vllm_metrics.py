@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,57 @@ def test_metrics_that_fail_cost_no_step_and_are_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
-    written = []
+    monkeypatch.setattr(metrics.PeriodicMetrics, "INTERVAL", 0.01)
+    write = metrics.MetricsFile.write
+    written: list[str] = []
+    failed = threading.Event()
 
-    def fail(*_: Any) -> None:
-        written.append(1)
-        raise OSError("no space left")
+    def fail_behind_the_first(self: Any, *told: Any) -> None:
+        written.append(threading.current_thread().name)
+        if len(written) > 1:
+            failed.set()
+            raise OSError("no space left")
+        write(self, *told)
 
-    monkeypatch.setattr(metrics.MetricsFile, "write", fail)
+    monkeypatch.setattr(metrics.MetricsFile, "write", fail_behind_the_first)
     with caplog.at_level(logging.WARNING, "freedraft"):
         asked = with_drafter(monkeypatch, Scripted(lambda text, budget: [9]))
-        assert Batch([1]).commit(asked, [2]) == [[9]]
+        batch = Batch([1])
+        assert batch.commit(asked, [2]) == [[9]]
+        assert failed.wait(30)
+        assert batch.commit(asked, [3]) == [[9]]
         assert asked._metrics is not None
         asked._metrics.end()
-    assert len(written) == 1
+    assert written == ["MainThread", "freedraft-metrics"]
     assert caplog.text.count("no metrics from now on") == 1
+
+
+def test_metrics_that_are_ended_in_their_own_thread_are_written_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The garbage collector may come across a proposer in whatever thread, in the midst of a write."""
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
+    monkeypatch.setattr(metrics.PeriodicMetrics, "INTERVAL", 0.01)
+    write = metrics.MetricsFile.write
+    ending: list[Any] = []
+
+    def end_too(self: Any, *told: Any) -> None:
+        if threading.current_thread().name == "freedraft-metrics" and ending:
+            ending.pop().end()
+        write(self, *told)
+
+    monkeypatch.setattr(metrics.MetricsFile, "write", end_too)
+    asked = with_drafter(monkeypatch, copying(ngram=1))
+    assert asked._metrics is not None
+    ending.append(asked._metrics)
+    Batch([1, 2, 1]).commit(asked, [2])
+    thread = asked._metrics._writing._thread
+    assert thread is not None
+    thread.join(30)
+    assert not thread.is_alive()
+    labels = (("engine", "0"), ("model_name", "smol"))
+    assert scraped(metrics.Collector())["freedraft:steps_total", labels] == 1
+    assert scraped(metrics.Collector())["freedraft:sequences", labels] == 0
 
 
 def test_a_damaged_file_costs_our_metrics_and_not_vllms(

@@ -34,6 +34,14 @@ class Notes(NamedTuple):
     node: Int32
 
 
+class Kept(NamedTuple):
+    """The notes, and where it is counted what became of them: int64 by source, tokens drafted and accepted."""
+
+    notes: Notes
+    drafted: Int64
+    accepted: Int64
+
+
 class Verified(NamedTuple):
     """The drafts of the last step that have been verified since, n of them.
 
@@ -68,7 +76,7 @@ class LastDrafts:
             np.zeros((sequences, longest), np.float32),
             np.zeros((sequences, longest), np.int32),
         )
-        self._kept = lend((self.notes, statistics.drafted, statistics.accepted))
+        self._kept = lend(Kept(self.notes, statistics.drafted, statistics.accepted))
 
     def note(self, sequences: Int64, given: Drafts, asked: Int64, nodes: Int32, chains: Int64, length: int = 0) -> None:
         """Remember a draft for each of `sequences`, and none for any other.
@@ -101,9 +109,10 @@ class LastDrafts:
 
 @kernel
 def _settle(
-    kept: Lent[tuple[Notes, Int64, Int64]], sequences: Int64, previous: Int64, length: Int32, new: Int64
+    kept: Lent[Kept], sequences: Int64, previous: Int64, length: Int32, new: Int64
 ) -> tuple[Int64, Int32, Float32, Int64]:
-    notes, _, accepted_of = borrowed(kept.arrays)
+    lent = borrowed(kept.arrays)
+    notes, accepted_of = lent.notes, lent.accepted
     rows = len(sequences)
     who = np.empty(rows, np.int64)
     accepted = np.empty(rows, np.int32)
@@ -130,7 +139,7 @@ def _settle(
 
 @kernel
 def _note(
-    kept: Lent[tuple[Notes, Int64, Int64]],
+    kept: Lent[Kept],
     sequences: Int64,
     source: UInt8,
     probability: Float32,
@@ -140,7 +149,8 @@ def _note(
     chains: Int64,
     length: int,
 ) -> None:
-    notes, drafted_of, _ = borrowed(kept.arrays)
+    lent = borrowed(kept.arrays)
+    notes, drafted_of = lent.notes, lent.drafted
     notes.given[:] = 0
     notes.filled[:] = 0
     notes.asked[:] = 0

@@ -135,10 +135,9 @@ class MetricsFile:
 
 
 class PeriodicMetrics:
-    """Writes a proposer's metrics four times a second, as long as something happens.
+    """Writes a proposer's metrics four times a second, as long as something happens; that is no part of a step.
 
-    A step is not kept waiting for it. Who asks for the metrics sees them as they were a quarter of a second before, at
-    most.
+    Who asks for the metrics sees them as they were a quarter of a second before, at most.
 
     Args:
         file: where they go.
@@ -154,13 +153,15 @@ class PeriodicMetrics:
         self._pacer = pacer
         self._written = (-1, 0.0)
         self._failed = False
-        self._writing = Periodic(self.INTERVAL, self._write, "freedraft-metrics")
+        self._writing = Periodic(self.INTERVAL, self._write, "freedraft-metrics", self._write_last)
         self._writing.now()
 
     def end(self) -> None:
         """Write the last of them, and take the gauges back."""
         self._writing.end()
-        self._writing.now()
+
+    def _write_last(self) -> None:
+        self._write()
         self._file.end()
 
     def _write(self) -> None:

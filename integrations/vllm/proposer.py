@@ -20,6 +20,7 @@ from freedraft.integrations.vllm.statistics import PeriodicLog, Statistics
 from freedraft.integrations.vllm.tap import LogitsTap, MadeUpRankings, RankingSource
 from freedraft.integrations.vllm.verification import restore_verification, shorten_verification
 from freedraft.integrations.vllm.workarounds import mend_sampling_on_cpu
+from freedraft.plugins.background import at_exit
 from freedraft.plugins.base import Drafter
 from freedraft.plugins.config import ENVIRONMENT_VARIABLE, Config, parse_config, validate_settings
 from freedraft.plugins.pacing import Pacer, pacer_for
@@ -69,7 +70,7 @@ class Proposer:
         self.statistics = self._drafting.statistics
         self._metrics = _open_metrics(vllm_config, self.statistics, self._drafting.pacer)
         if self._metrics is not None:
-            weakref.finalize(self, self._metrics.end)
+            at_exit(self._metrics.end, self)
         log = PeriodicLog(self.statistics, self.settings.log_interval, self._drafting.pacer)
         weakref.finalize(self, log.end)
 

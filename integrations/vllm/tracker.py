@@ -59,6 +59,20 @@ MOST_READ = 1 << 20
 """Tokens that the checks of one step may read, and again that new texts may bring: well below 1 ms each."""
 
 
+class Known(NamedTuple):
+    """What the tracker knows from one step to the next.
+
+    Attributes:
+        table: the known sequences.
+        before: int64 `(rows,)`, the entry that each row held in the last call, `UNKNOWN` = none.
+        bounds: what a step may do.
+    """
+
+    table: Table
+    before: Int64
+    bounds: Bounds
+
+
 class Step(NamedTuple):
     """What one step brought. Sequences are small numbers; carry it out in this order: close, open, extend.
 
@@ -126,7 +140,7 @@ class SequenceTracker:
         self.capacity = rows + idle_sequences
         bounds = Bounds(step_tokens, idle_sequences, idle_tokens, idle_steps, routine_tokens, most_read)
         self._table = Table(*np.zeros((5, self.capacity), np.int64), *np.zeros((4, self.capacity), np.uint64))
-        self._known = lend((self._table, np.full(rows, UNKNOWN, np.int64), bounds))
+        self._known = lend(Known(self._table, np.full(rows, UNKNOWN, np.int64), bounds))
         self._clock = 0
 
     def step(self, length: NDArray[Any], new: Int64, tokens: NDArray[Any]) -> Step:
@@ -164,13 +178,12 @@ class SequenceTracker:
 
 @kernel
 def track(
-    known: Lent[tuple[Table, Int64, Bounds]], length: Int32, new: Int64, tokens: Int32, step: int
+    known: Lent[Known], length: Int32, new: Int64, tokens: Int32, step: int
 ) -> tuple[Int64, Int64, Int64, Int64, Int32, Int64, Bool, Int64]:
     """Take in one step of the batch; returns the fields of `Step` in their order.
 
     Args:
-        known: the known sequences; int64 `(rows or more,)`, the entry that each row held in the last call, overwritten
-            for this one; and what may be done.
+        known: is brought up to date.
         length, new, tokens: the rows, see `Batch`.
         step: number of this step, above all before.
     """
