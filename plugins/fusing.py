@@ -42,6 +42,7 @@ from freedraft.plugins.texts import (
     follow_corpora,
     follow_others,
     gather_corpora,
+    gather_own,
     gather_texts,
     new_cursors,
     put_back,
@@ -280,14 +281,16 @@ def extend_batch(texts: Lent[tuple[Library, Learnt]], wide: bool, slots: Int64, 
         for i in range(offsets[row], offsets[row + 1]):
             token = tokens[i]
             if replying:
-                # What the draft has weighed is weighed again only to learn from it.
+                place.cursors[0, 0], place.cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
+                # What the draft has weighed is weighed again only for the mixer to learn from it.
                 if learning or not foreseen_in_draft(judged, slot, node, token):
-                    place.cursors[0, 0], place.cursors[0, 1] = own[HEAD_MATCH], own[HEAD_MATCH_LENGTH]
                     rows, found = weigh(library, learnt, slot, place, last, wide, work)
                     foreseen(judged, slot, work.evidence, rows, work.candidates, found, token)
-                    if found > 0:
+                    if learning and found > 0:
                         learn(work.evidence, rows, mixer, work.candidates, found, last, token)
-                    learn_indirect(learnt.successors, judged.owner[slot], work.evidence, rows, token)
+                else:
+                    rows = gather_own(words, states, own, place.cursors, work.evidence[:1])
+                learn_indirect(learnt.successors, judged.owner[slot], work.evidence, rows, token)
                 if node != NOT_DRAFTED:
                     node = judge(mixer, judged, slot, i - offsets[row], node, token)
             grows = own[HEAD_LEARNING] != 0

@@ -150,7 +150,7 @@ class Fusion:
     """Drafts the likeliest continuation by all the evidence there is, with a calibrated probability a token.
 
     Peers take the longest match, or the best score, or give each source a share. Here the nested contexts of all texts
-    are mixed into one probability for each candidate (see `mixing`), learnt online from every token that is committed
+    are mixed into one probability for each candidate (see `mixing`), learnt online from the tokens that are committed
     after a sequence's first draft; what came before that is its prompt, and so is what comes after `end_reply`. Texts:
     the sequence's own, other replies, the documents of indexes, and a reference that a request brings (`refer`).
 

@@ -20,7 +20,7 @@ ROOT = -1
 NOT_DRAFTED = -2
 BIAS_RATE = 0.05
 MOST_LEARNT = 128
-"""Of a step that goes on with more replies than this, about so many are learnt from: hundreds show enough."""
+"""Of a step that goes on with more replies than this, the mixer learns from about so many: hundreds show enough."""
 APART = 104729
 """A prime, so that the turns of one slot and the next are not the same."""
 SCATTER = 40503
@@ -104,7 +104,7 @@ def replies_among(judged: Judged, slots: Int64) -> int:
 
 @kernel
 def is_learnt_from(slot: int, length: int, replies: int) -> bool:
-    """Whether a sequence of this length is learnt from now, in a step that goes on with so many replies.
+    """Whether the mixer learns from a sequence of this length now, in a step that goes on with so many replies.
 
     Of more than `MOST_LEARNT` a part is, in turns that look random.
     """

@@ -6,7 +6,7 @@ learnt weights. A weight is the sum of three, so that behind a line's end, say, 
 count for more or less than it does on the whole. Two adaptive probability maps then tell what such a sum has been worth
 behind the same last token, and for the same candidate: some tokens, the rest of a word say, are foreseen better than
 others. A last stage corrects the mean of the three by what it has been worth: behind as many tokens that were foreseen
-in a row, and, until much is known of that, behind any number. Everything learns online, from every committed token, and
+in a row, and, until much is known of that, behind any number. Everything learns online, from the committed tokens, and
 starts from what `start` derives from the escape estimate of `own_text`, so it is of use from the first.
 
     odds = bias + sum over contexts of (weight[longest match] + weight[last] + weight[token]) x stretch(rate)

@@ -284,7 +284,8 @@ class Pacer:
         """Tokens a second as a multiple of plain decoding's, as expected of the latest some hundred steps with
         batches of about the size of now.
         """
-        return self._now.tokens / self._now.time
+        now = self._now  # another thread may be asking
+        return now.tokens / now.time
 
     def _expect(self, tokens: float, time: float) -> None:
         """Take in a step: tokens a sequence, and time as a multiple of a plain step's."""

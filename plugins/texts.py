@@ -208,6 +208,12 @@ def follow_others(
 
 
 @kernel
+def gather_own(words: Int32, states: Int32, own: Int32, cursors: Int64, evidence: Int64) -> int:
+    """Fill `evidence` with the longest contexts in the own text alone, near or not; return how many there are."""
+    return gather(words, states, own, OWN, cursors[0, 0], cursors[0, 1], evidence, 0)
+
+
+@kernel
 def gather_texts(words: Int32, states: Int32, sequences: Int32, slots: Int64, cursors: Int64, evidence: Int64) -> int:
     """Fill `evidence` with the longest contexts in the arena's texts; return how many there are."""
     rows = 0

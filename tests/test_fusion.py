@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import zipfile
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from freedraft.plugins import mixing
 from freedraft.plugins.base import Drafter, Source
 from freedraft.plugins.evidence import OWN, SEPARATOR
-from freedraft.plugins.judging import MOST_LEARNT, is_learnt_from
+from freedraft.plugins.judging import MOST_LEARNT, NOT_DRAFTED, ROOT, foreseen_in_draft, is_learnt_from
 from freedraft.plugins.registry import make_drafter
 from freedraft.plugins.responses import AT_ONCE, MOST_WRITTEN
 from freedraft.retrieval.errors import ConfigError, InputError
@@ -177,6 +178,36 @@ class TestLargeBatches:
             assert turns.sum(axis=1) == pytest.approx(MOST_LEARNT, rel=0.1)
             assert turns.mean(axis=0) == pytest.approx(share, abs=0.1)
 
+    @pytest.mark.parametrize("shape", ["chain", "tree"])
+    @pytest.mark.parametrize("text", MIXED)
+    @pytest.mark.parametrize("right", [True, False])
+    def test_what_the_draft_weighed_is_judged_as_if_it_were_weighed_again(self, text, right, shape):
+        made = fusion(scope="off", shape=shape)
+        slots = made.open(*ragged([text]))
+        judged_some = 0
+        for _ in range(5):
+            drafts = made.draft(slots, budgets(1))
+            token = int(drafts.tokens[0]) if right and len(drafts.tokens) else 77
+            by_draft = copy.deepcopy(made._judged)
+            looked = foreseen_in_draft(by_draft, slots[0], ROOT, token)
+            made.extend(slots, *ragged([[token]]))
+            if looked:
+                assert by_draft.bias[slots] == pytest.approx(made._judged.bias[slots], abs=1e-6)
+                assert by_draft.run[slots] == made._judged.run[slots]
+                judged_some += 1
+        assert judged_some > 0
+
+    def test_behind_what_was_not_right_the_draft_did_not_look(self):
+        made = fusion(scope="off")
+        slots = made.open(*ragged([MIXED[0]]))
+        made.draft(slots, budgets(1, 3))
+        before = copy.deepcopy(made._judged)
+        assert not foreseen_in_draft(made._judged, slots[0], NOT_DRAFTED, 4)
+        assert not foreseen_in_draft(made._judged, slots[0], 2, 7)
+        assert all(np.array_equal(now, then) for now, then in zip(made._judged, before, strict=True))
+        assert foreseen_in_draft(made._judged, slots[0], 1, 6)
+        assert made._judged.run[slots] == 1
+
     def test_what_is_not_learnt_from_is_judged_all_the_same(self):
         rows = 2 * MOST_LEARNT
         made = fusion(memory="64MiB", scope="off")
@@ -184,7 +215,7 @@ class TestLargeBatches:
         new = np.full(rows, 4, np.int32)
         offsets = np.arange(rows + 1)
         for step in range(6):
-            assert (made.draft(slots, budgets(rows)).row(rows - 1)).stop > 0
+            assert (np.diff(made.draft(slots, budgets(rows)).offsets) > 0).all()
             before = made.mixer.mapped.sum()
             made.extend(slots, (new + step) % 4 + 4, offsets)
             learnt = made.mixer.mapped.sum() - before

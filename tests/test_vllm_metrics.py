@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import threading
 from pathlib import Path
@@ -63,6 +64,24 @@ def test_the_last_metrics_are_written_at_the_end(monkeypatch: pytest.MonkeyPatch
     gc.collect()
     assert scraped(metrics.Collector())["freedraft:steps_total", labels] == 1
     assert scraped(metrics.Collector())["freedraft:sequences", labels] == 0
+
+
+def test_a_child_of_multiprocessing_writes_the_last_metrics_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """As vLLM's engine is one; such a child runs nothing that `atexit` knows."""
+    monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path / "metrics"))
+    monkeypatch.setattr(metrics.PeriodicMetrics, "INTERVAL", 1e6)
+
+    def work() -> None:
+        kept.append(with_drafter(monkeypatch, copying(ngram=1)))
+        Batch([1, 2, 1]).commit(kept[0], [2])
+
+    kept: list[Any] = []
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    labels = (("engine", "0"), ("model_name", "smol"))
+    assert scraped(metrics.Collector())["freedraft:steps_total", labels] == 1
 
 
 def test_metrics_that_fail_cost_no_step_and_are_given_up(
@@ -187,8 +206,6 @@ def test_the_plug_in_registers_once_and_never_raises(
 def test_a_server_started_by_a_program_that_uses_vllm_serves_its_own_metrics(
     monkeypatch: pytest.MonkeyPatch, registry: Any, tmp_path: Any
 ) -> None:
-    import multiprocessing
-
     monkeypatch.setenv(metrics.OWN_FOLDER, str(tmp_path))
     with monkeypatch.context() as worker:
         worker.setattr(multiprocessing, "parent_process", lambda: "the server")

@@ -121,8 +121,14 @@ class Server:
                 time.sleep(0.5)
 
     def metrics(self) -> dict[str, float]:
-        """Samples summed over their labels, those of the last step too, which may be a quarter of a second late."""
-        time.sleep(0.5)
+        """Samples summed over their labels, when they rest: freedraft's may be a quarter of a second late."""
+        before, now = None, self._metrics()
+        while now != before:
+            time.sleep(0.5)
+            before, now = now, self._metrics()
+        return now
+
+    def _metrics(self) -> dict[str, float]:
         totals: dict[str, float] = {}
         for line in self.get("/metrics").splitlines():
             if line.startswith(("freedraft:", "vllm:spec_decode", "vllm:generation_tokens", "vllm:request_success")):

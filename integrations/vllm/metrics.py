@@ -153,8 +153,8 @@ class PeriodicMetrics:
         self._pacer = pacer
         self._written = (-1, 0.0)
         self._failed = False
+        self._write()
         self._writing = Periodic(self.INTERVAL, self._write, "freedraft-metrics", self._write_last)
-        self._writing.now()
 
     def end(self) -> None:
         """Write the last of them, and take the gauges back."""
@@ -162,7 +162,8 @@ class PeriodicMetrics:
 
     def _write_last(self) -> None:
         self._write()
-        self._file.end()
+        if not self._failed:
+            self._file.end()
 
     def _write(self) -> None:
         # The time of a step is noted last.

@@ -20,7 +20,7 @@ class Periodic:
         interval: seconds; 0 = never, but for `now`.
         work: what to do; it may raise nothing.
         name: of the thread.
-        last: done once, at the end, when no call of `work` runs any more.
+        last: done once, at the end; the thread calls `work` no more behind it. It may raise nothing, either.
     """
 
     def __init__(
@@ -35,10 +35,9 @@ class Periodic:
         self._thread = start_thread(self._run, name, self._failed) if interval > 0 else None
 
     def now(self) -> None:
-        """Call it now, unless this has ended."""
+        """Call it now."""
         with self._lock:
-            if not self._ended:
-                self._work()
+            self._work()
 
     def end(self) -> None:
         """Stop, and do what is to be done last."""
@@ -49,14 +48,16 @@ class Periodic:
 
     def _run(self) -> None:
         while not self._ending.wait(self._interval):
-            self.now()
+            with self._lock:
+                if not self._ended:
+                    self._work()
         self._end()
 
     def _end(self) -> None:
         with self._lock:
-            if not self._ended and self._last is not None:
-                self._last()
-            self._ended = True
+            last, self._last, self._ended = self._last, None, True
+            if last is not None:
+                last()
 
     def _failed(self, error: Exception) -> None:
         logger.warning("freedraft: no thread for what is written at an interval: %s", error)
