@@ -78,7 +78,8 @@ def sections(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """List the sections of a configuration that belong to no drafter, with their settings."""
-    from freedraft.integrations.describe import SECTIONS, describe_section
+    from freedraft.integrations.describe import describe_section
+    from freedraft.integrations.sections import SECTIONS
 
     if name is not None and name not in SECTIONS:
         raise ConfigError(f"no section {name}; expected one of {', '.join(SECTIONS)}")

@@ -6,19 +6,9 @@ from typing import Any
 
 from pydantic import ByteSize
 
-from freedraft.integrations.hf.settings import GenerateSettings
-from freedraft.integrations.vllm.gpu.settings import GpuSettings
-from freedraft.integrations.vllm.settings import VllmSettings
+from freedraft.integrations.sections import SECTIONS
 from freedraft.plugins.config import Settings
-from freedraft.plugins.pacing import PacingSettings
 from freedraft.plugins.registry import drafter_class
-
-SECTIONS: dict[str, type[Settings]] = {
-    "generate": GenerateSettings,
-    "gpu": GpuSettings,
-    "pacing": PacingSettings,
-    "vllm": VllmSettings,
-}
 
 
 def describe_drafter(name: str) -> dict[str, Any]:

@@ -77,6 +77,9 @@ def test_an_unknown_drafter() -> None:
 def test_a_typo_in_a_setting() -> None:
     with pytest.raises(ConfigError, match="max_token: unknown setting; did you mean max_tokens"):
         Speculative("suffix_automaton", max_token=12)
+    for section in ("gpu", "vllm"):
+        with pytest.raises(ConfigError, match=f"{section}: max_drafts: unknown setting"):
+            Speculative(config={section: {"max_drafts": 3}})
     with pytest.raises(ConfigError, match="generate: max_drafts: unknown setting; did you mean max_draft"):
         Speculative(generate={"max_drafts": 12})
     with pytest.raises(ConfigError, match=r"generate: max_draft: .*greater than or equal to 0"):

@@ -128,6 +128,9 @@ def test_options_come_from_additional_config_a_file_or_the_environment(
         ({"vllm": {"step_token": 3}}, "vllm: step_token: unknown setting; did you mean step_tokens"),
         ({"vllm": {"step_tokens": 0}}, "vllm: step_tokens: .*greater than or equal to 1"),
         ({"vllm": {"log_interval": "often"}}, "vllm: log_interval"),
+        # Of others' sections too: one file serves all.
+        ({"gpu": {"max_matches": 3}}, "gpu: max_matches: unknown setting; did you mean max_match"),
+        ({"generate": {"max_draft": -1}}, "generate: max_draft: .*greater than or equal to 0"),
         ({"config": "/nowhere.yaml"}, "/nowhere.yaml"),
         ("suffix_automaton", "expected a mapping"),
     ],

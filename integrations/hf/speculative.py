@@ -27,6 +27,7 @@ from freedraft.integrations.hf.stopping import Stopping
 from freedraft.integrations.hf.target import Target
 from freedraft.integrations.hf.tokens import Tokens
 from freedraft.integrations.hf.verification import Verification
+from freedraft.integrations.sections import check_sections
 from freedraft.plugins.base import Drafter, TakesReference
 from freedraft.plugins.config import SECTIONS, Config, parse_config, validate_settings
 from freedraft.plugins.pacing import compile_kernels, pacer_for
@@ -73,6 +74,7 @@ class Speculative:
         **settings: Any,
     ) -> None:
         parsed = _merge(drafter, config, settings)
+        check_sections(parsed)
         self._settings = validate_settings(GenerateSettings, parsed.sections.get("generate", {}), "generate")
         self.drafter = drafter_from_config(parsed) if drafter is None or isinstance(drafter, str) else drafter
         self.tokenizer = tokenizer

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from freedraft.integrations.guard import Guard
+from freedraft.integrations.sections import check_sections
 from freedraft.integrations.vllm.drafting import BatchDrafting
 from freedraft.integrations.vllm.log import log_like_vllm
 from freedraft.integrations.vllm.metrics import MetricsFile, PeriodicMetrics, folder
@@ -61,6 +62,7 @@ class Proposer:
         self._drafting: BatchDrafting | None = None
         self._metrics: PeriodicMetrics | None = None
         config = configuration(vllm_config.additional_config)
+        check_sections(config)
         self.settings = validate_settings(VllmSettings, config.sections.get("vllm", {}), "vllm")
         (shorten_verification if self.settings.short_verification else restore_verification)()
         if self._idle:

@@ -1,1 +1,1 @@
-"""Drafting on the GPU in vLLM's V2 model runner; nothing here is imported unless vLLM is about to use it."""
+"""Drafting on the GPU in vLLM's V2 model runner; all but the settings is imported when vLLM is about to use it."""
