@@ -74,6 +74,11 @@ def test_an_unknown_drafter() -> None:
         Speculative("sufix_automaton")
 
 
+def test_the_class_in_place_of_an_object() -> None:
+    with pytest.raises(ConfigError, match=r"expected an object, Speculative\(\)"):
+        tiny.model().generate(tiny.prompt(), max_new_tokens=3, custom_generate=Speculative)
+
+
 def test_a_typo_in_a_setting() -> None:
     with pytest.raises(ConfigError, match="max_token: unknown setting; did you mean max_tokens"):
         Speculative("suffix_automaton", max_token=12)

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,12 @@ class Speculative:
     Raises:
         ConfigError: unknown drafter, unknown setting, bad value, or both a drafter and a configuration.
     """
+
+    def __new__(cls, *given: Any, **_: Any) -> Self:
+        """Refuse to be called as an object is: `generate` calls what it is given with the model and the prompt."""
+        if len(given) > 1:
+            raise ConfigError("custom_generate: expected an object, Speculative(), and not the class Speculative")
+        return super().__new__(cls)
 
     def __init__(
         self,
