@@ -127,6 +127,12 @@ class Drafted(NamedTuple):
 
 
 @kernel
+def lend(library: Library, learnt: Learnt) -> Lent[tuple[Library, Learnt]]:
+    """Lend the arrays to the kernels that are called at every step; as dear as a call with them."""
+    return Lent((library, learnt))
+
+
+@kernel
 def new_place(library: Library, learnt: Learnt) -> Place:
     """Room for a place, all of it undefined."""
     texts, cursors, in_corpora = new_cursors(library.places)

@@ -15,7 +15,7 @@ from freedraft.plugins.adjacency import NO_TOKEN, owners
 from freedraft.plugins.base import Drafts, Feedback, FeedbackKind, Source
 from freedraft.plugins.capture import open_capture
 from freedraft.plugins.evidence import REACH
-from freedraft.plugins.fusing import Drafted, Learnt, draft_batch, extend_batch
+from freedraft.plugins.fusing import Drafted, Learnt, draft_batch, extend_batch, lend
 from freedraft.plugins.fusing_trees import draft_trees
 from freedraft.plugins.indexes import open_segments
 from freedraft.plugins.indirect import no_successors
@@ -34,7 +34,7 @@ from freedraft.retrieval.automaton import SuffixAutomata
 from freedraft.retrieval.edges import STATE_WORDS
 from freedraft.retrieval.errors import ConfigError, InputError
 from freedraft.retrieval.growth import BAD_SLOT, BAD_TOKEN
-from freedraft.retrieval.lending import Lent, lend
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Int32, Int64, as_offsets, as_tokens
 
 logger = logging.getLogger("freedraft")
@@ -395,7 +395,7 @@ class Fusion:
             self._table, self._rankings, self._others.proposals, self.mixer,
         )  # fmt: skip
         if self._lent is None or not all(map(operator.is_, parts, self._lent_parts)):
-            self._lent, self._lent_parts = lend((self._library(), self._learnt())), parts
+            self._lent, self._lent_parts = lend(self._library(), self._learnt()), parts
         return self._lent
 
     def _library(self) -> Library:

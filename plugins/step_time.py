@@ -10,7 +10,7 @@ import numpy as np
 
 from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.lending import Lent, lend
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Float64, Int64
 
 # The numbers of tokens for which a T(n) that is told is kept; beyond the last it grows in proportion.
@@ -255,6 +255,12 @@ def median(values: Sequence[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+@kernel
+def lend(learning: Learning) -> Lent[Learning]:
+    """Lend the arrays to `learn`."""
+    return Lent(learning)
 
 
 @kernel

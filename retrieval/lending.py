@@ -6,57 +6,40 @@ Numba looks at the type of every array that a kernel is called with, and where i
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numba
 from numba.core import types
 from numba.experimental import structref
 
-from freedraft.retrieval.jit import kernel
-
 T = TypeVar("T")
 
+if TYPE_CHECKING or numba.config.DISABLE_JIT:
 
-class Lent(Generic[T]):
-    """What `lend` gives; it holds the arrays as long as it is there.
+    class Lent(Generic[T]):
+        """Arrays, in named tuples and others of any depth, that kernels are lent; it holds them as long as it is there.
 
-    Attributes:
-        arrays: the arrays, for kernels alone.
-    """
+        They are these arrays, not what a name may mean later: lend anew what is replaced by another array. Made by a
+        kernel of the module that lends: Numba's cache on disk names the types that a kernel was compiled for, and can't
+        be read where one of them is missing, so one for all would tie them together.
 
-    arrays: T
+        Attributes:
+            arrays: the arrays, for kernels alone.
+        """
 
+        def __init__(self, arrays: T) -> None:
+            self.arrays = arrays
 
-class _InPython(Lent[T]):
-    def __init__(self, arrays: T) -> None:
-        self.arrays = arrays
+else:
 
+    @structref.register
+    class _LentType(types.StructRef):
+        """Numba's type of it."""
 
-@structref.register
-class _LentType(types.StructRef):
-    """Numba's type of it."""
+    class Lent(structref.StructRefProxy):
+        """As above, compiled: Python only holds it."""
 
+        def __reduce__(self) -> Any:
+            raise TypeError("what has lent arrays to kernels can be neither copied nor pickled")
 
-class _Compiled(structref.StructRefProxy):
-    """Python's side of it, which only holds it."""
-
-    def __reduce__(self) -> Any:
-        raise TypeError("what has lent arrays to kernels can be neither copied nor pickled")
-
-
-structref.define_proxy(_Compiled, _LentType, ["arrays"])
-
-
-@kernel
-def _lend(arrays: Any) -> Any:
-    return _Compiled(arrays)
-
-
-def lend(arrays: T) -> Lent[T]:
-    """Lend arrays, in named tuples and others of any depth. As dear as a call with them.
-
-    They are these arrays, not what a name may mean later: lend anew what is replaced by another array.
-    """
-    if numba.config.DISABLE_JIT:
-        return _InPython(arrays)
-    return cast(Lent[T], _lend(arrays))
+    structref.define_proxy(Lent, _LentType, ["arrays"])

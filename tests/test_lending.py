@@ -17,13 +17,18 @@ import pytest
 from freedraft.plugins.fusion import Fusion, FusionSettings
 from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.lending import lend
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import ragged
 
 
 class Pair(NamedTuple):
     numbers: np.ndarray
     marks: np.ndarray
+
+
+@kernel
+def lend(arrays):
+    return Lent(arrays)
 
 
 @kernel
@@ -92,7 +97,7 @@ def test_what_fusion_replaces_is_lent_anew():
 
 
 def test_without_compiling_it_only_holds_them():
-    code = "from freedraft.retrieval.lending import lend; print(lend((1, [2])).arrays)"
+    code = "from freedraft.retrieval.lending import Lent; print(Lent((1, [2])).arrays)"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "(1, [2])\n"

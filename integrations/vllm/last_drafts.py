@@ -10,7 +10,7 @@ from freedraft.integrations.vllm.statistics import Statistics
 from freedraft.plugins.base import Drafts
 from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.lending import Lent, lend
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Float32, Int32, Int64, UInt8
 
 
@@ -76,7 +76,7 @@ class LastDrafts:
             np.zeros((sequences, longest), np.float32),
             np.zeros((sequences, longest), np.int32),
         )
-        self._kept = lend(Kept(self.notes, statistics.drafted, statistics.accepted))
+        self._kept = _lend(Kept(self.notes, statistics.drafted, statistics.accepted))
 
     def note(self, sequences: Int64, given: Drafts, asked: Int64, nodes: Int32, chains: Int64, length: int = 0) -> None:
         """Remember a draft for each of `sequences`, and none for any other.
@@ -105,6 +105,11 @@ class LastDrafts:
             new: int64 `(rows,)`, tokens of the last step.
         """
         return Verified(*_settle(self._kept, sequences, previous, length, new))
+
+
+@kernel
+def _lend(kept: Kept) -> Lent[Kept]:
+    return Lent(kept)
 
 
 @kernel

@@ -52,7 +52,7 @@ from freedraft.integrations.vllm.table import (
 from freedraft.retrieval.borrowing import borrowed
 from freedraft.retrieval.errors import InputError
 from freedraft.retrieval.jit import kernel
-from freedraft.retrieval.lending import Lent, lend
+from freedraft.retrieval.lending import Lent
 from freedraft.retrieval.ragged import Bool, Int32, Int64
 
 MOST_READ = 1 << 20
@@ -174,6 +174,12 @@ class SequenceTracker:
     def known(self) -> Int64:
         """The sequences known, those in no row included; int64."""
         return np.flatnonzero(self._table.length)
+
+
+@kernel
+def lend(known: Known) -> Lent[Known]:
+    """Lend the arrays to `track`."""
+    return Lent(known)
 
 
 @kernel
